@@ -1,0 +1,227 @@
+"""Image-classification data sets held in memory as tensors, and the label shuffling of Morcos et al. (2018), section 3.1.
+
+``load`` reads a data set once: standardised float32 images (N, C, H, W) and int64 labels (N,). ``shuffle_labels``
+permutes a fraction of the labels and so keeps the number of images in every class exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp")
+DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "data" / "raw"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory.
+
+    Attributes
+    ----------
+    name : str
+        What ``load`` was asked for.
+    x_train, x_test : Tensor
+        Images (N, C, H, W), float32, standardised per channel with the statistics of the training images.
+    y_train, y_test : Tensor
+        Labels (N,), int64.
+    classes : tuple of str
+        Names of the classes; label ``i`` is ``classes[i]``.
+    """
+
+    name: str
+    x_train: torch.Tensor
+    y_train: torch.Tensor
+    x_test: torch.Tensor
+    y_test: torch.Tensor
+    classes: tuple[str, ...]
+
+    def subset(self, n_train: int | None) -> Dataset:
+        """Keep the first ``n_train`` training images of a fixed shuffle (None: all, in their own order)."""
+        if n_train is None:
+            return self
+        if not 1 <= n_train <= len(self.y_train):
+            raise ValueError(f"n_train: expected 1 to {len(self.y_train)} for {self.name!r}, got {n_train}")
+        keep = torch.from_numpy(np.random.default_rng(0).permutation(len(self.y_train))[:n_train])
+        return replace(self, x_train=self.x_train[keep], y_train=self.y_train[keep])
+
+
+def load(name: str, root: str | Path | None = None) -> Dataset:
+    """Read a data set into memory.
+
+    Parameters
+    ----------
+    name : str
+        "digits" (scikit-learn's, needs no download), "mnist", "fashion_mnist", "cifar10" (torchvision, downloaded
+        when missing) or "folder:PATH": a folder with sub-folders or zips ``train`` and ``test`` (or ``val``),
+        each holding one folder of images a class. A relative PATH is looked for under `root`.
+    root : path, optional
+        Folder of the data sets; by default the environment variable REPRO_DATA, else ``data/raw``.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, missing folder, classes that differ between the splits, damaged or differently sized images.
+    """
+    root = Path(root or os.environ.get("REPRO_DATA") or DEFAULT_ROOT)
+    return _load(name, root.resolve())
+
+
+@functools.lru_cache(maxsize=2)
+def _load(name: str, root: Path) -> Dataset:
+    if name == "digits":
+        return _standardised(name, *_digits())
+    if name in TORCHVISION:
+        return _standardised(name, *_torchvision(name, root))
+    if isinstance(name, str) and name.startswith("folder:") and name != "folder:":
+        return _standardised(name, *_folder(root / name.removeprefix("folder:")))
+    known = ", ".join(["digits", *TORCHVISION, "folder:PATH"])
+    raise ValueError(f"name: unknown data set {name!r}; expected one of {known}")
+
+
+def _standardised(name, x_train, y_train, x_test, y_test, classes) -> Dataset:
+    """From raw images (N, C, H, W) of any number type to a Dataset."""
+    x_train, x_test = (torch.as_tensor(x).float() for x in (x_train, x_test))
+    std, mean = torch.std_mean(x_train, dim=(0, 2, 3), keepdim=True)
+    std = std.clamp_min(1e-8)  # a channel that never varies stays at zero
+    x_train, x_test = ((x - mean) / std for x in (x_train, x_test))
+    y_train, y_test = (torch.as_tensor(y).long() for y in (y_train, y_test))
+    return Dataset(name, x_train, y_train, x_test, y_test, tuple(classes))
+
+
+def _digits():
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    x_train, x_test, y_train, y_test = train_test_split(
+        x.reshape(-1, 1, 8, 8), y, test_size=360, stratify=y, random_state=0
+    )
+    return x_train, y_train, x_test, y_test, map(str, range(10))
+
+
+def _torchvision(name: str, root: Path):
+    import torchvision.datasets
+
+    kind = getattr(torchvision.datasets, TORCHVISION[name])
+    parts = []
+    for train in (True, False):
+        try:
+            part = kind(root, train=train, download=False)
+        except RuntimeError:  # not there
+            try:
+                part = kind(root, train=train, download=True)
+            except Exception as error:
+                raise ValueError(
+                    f"name: {name!r} is not under {root} and could not be downloaded ({error}). "
+                    f"Put torchvision's {TORCHVISION[name]} files there or set REPRO_DATA to the folder that holds them."
+                ) from error
+        x = torch.as_tensor(part.data)
+        parts += [x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2), part.targets]
+    return *parts, part.classes
+
+
+def _folder(path: Path):
+    """An ImageFolder tree, or zips of one: ``train`` and ``test`` (or ``val``)."""
+    train, test = (_find_split(path, names) for names in (("train",), ("test", "val")))
+    images, classes = zip(_read_split(train), _read_split(test), strict=True)
+    if set(classes[1]) - set(classes[0]):
+        extra = sorted(set(classes[1]) - set(classes[0]))
+        raise ValueError(f"name: {test} has classes that {train} lacks: {', '.join(extra)}")
+    names = sorted(classes[0])
+    arrays = []
+    for x, labels in images:
+        arrays += [x, [names.index(label) for label in labels]]
+    if arrays[0].shape[1:] != arrays[2].shape[1:]:
+        raise ValueError(f"name: images of {train} and {test} differ in size")
+    return *arrays, names
+
+
+def _find_split(path: Path, names: tuple[str, ...]) -> Path:
+    for candidate in [path / f"{name}{ending}" for name in names for ending in ("", ".zip")]:
+        if candidate.exists():
+            return candidate
+    raise ValueError(
+        f"name: {path} should hold {' or '.join(names)} as a folder or a zip, with one folder of images a class; "
+        "a relative path is looked for under REPRO_DATA"
+    )
+
+
+def _read_split(path: Path):
+    """((images (N, C, H, W) uint8, label names), class names) of one split."""
+    from PIL import Image
+
+    files = list(_zip_files(path) if path.suffix == ".zip" else _tree_files(path))
+    if not files:
+        raise ValueError(f"name: no images in {path}; expected one folder a class with {' '.join(SUFFIXES)} files")
+    images, labels = [], []
+    for file, label, read in sorted(files, key=lambda entry: entry[0]):
+        try:
+            with Image.open(io.BytesIO(read())) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+            raise ValueError(f"name: cannot read image {file} in {path}: {error}") from error
+        if images and pixels.shape != images[0].shape:
+            raise ValueError(
+                f"name: {file} in {path} is {pixels.shape[1]}×{pixels.shape[0]} pixels, the first image "
+                f"{images[0].shape[1]}×{images[0].shape[0]}; resize the images to one size first"
+            )
+        images.append(pixels)
+        labels.append(label)
+    return (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels), sorted(set(labels))
+
+
+def _tree_files(path: Path):
+    for file in path.glob("*/*"):
+        if file.suffix.lower() in SUFFIXES:
+            yield f"{file.parent.name}/{file.name}", file.parent.name, file.read_bytes
+
+
+def _zip_files(path: Path):
+    # Members are read in place and never unpacked, so a name with ".." leads nowhere.
+    archive = zipfile.ZipFile(path)
+    for name in archive.namelist():
+        parts = Path(name).parts
+        if len(parts) >= 2 and Path(name).suffix.lower() in SUFFIXES:
+            yield name, parts[-2], functools.partial(archive.read, name)
+
+
+def shuffle_labels(y: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
+    """Permute the labels of a random `fraction` of the images among those images (section 3.1).
+
+    Class counts stay exactly as they were; with balanced ten classes about 0.9 × `fraction` of the labels change.
+
+    Parameters
+    ----------
+    y : Tensor (N,)
+        Integer labels; left as they are.
+    fraction : float
+        Share of the images that take part, in [0, 1].
+    seed : int
+        Determines which images take part and how they are permuted.
+
+    Returns
+    -------
+    Tensor (N,)
+        A new tensor of the same type.
+    """
+    y = torch.as_tensor(y)
+    if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"y: expected a vector of integer labels, got {y.dtype} of shape {tuple(y.shape)}")
+    if not 0 <= fraction <= 1:  # also refuses NaN
+        raise ValueError(f"fraction: expected a number in [0, 1], got {fraction}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed: expected an integer >= 0, got {seed!r}")
+    rng = np.random.default_rng(int(seed))
+    chosen = rng.permutation(len(y))[: round(fraction * len(y))]
+    shuffled = y.clone()
+    shuffled[torch.from_numpy(chosen)] = y[torch.from_numpy(rng.permutation(chosen))]
+    return shuffled

@@ -1,0 +1,197 @@
+"""The paper's three networks as plain modules (section 2.1 and appendix A.4).
+
+Every weight before a ReLU is drawn He-normal, biases start at zero. Unit layers (the outputs of the ReLUs) are named by
+their position in the network, as torchvision's feature extraction names them: see `repro.units`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+CHANNELS = (64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512)
+STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
+
+# "The last three layers" whose feature maps the paper's cumulative curves ablate; every unit of an MLP.
+ABLATED_LAYERS = {
+    "mlp": None,
+    "convnet": ["relu9", "relu10", "relu11"],
+    "resnet50": ["layer4.0.relu_2", "layer4.1.relu_2", "layer4.2.relu_2"],
+}
+
+
+def mlp(inputs: int, widths: Sequence[int], classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """A multilayer perceptron with ReLU after every layer but the output.
+
+    Parameters
+    ----------
+    inputs : int
+        Numbers in one image; images of any shape are flattened.
+    widths : sequence of int
+        Units of each hidden layer.
+    classes : int
+        Outputs.
+    dropout : float
+        Probability of dropping a hidden unit in training, in [0, 1); ablation acts before dropout.
+    """
+    sizes = _positive("inputs", [inputs]) + _positive("widths", widths)
+    _positive("classes", [classes])
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: expected a number in [0, 1), got {dropout}")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+        layers[f"linear{i}"] = nn.Linear(fan_in, fan_out)
+        layers[f"relu{i}"] = nn.ReLU()
+        if dropout:
+            layers[f"dropout{i}"] = nn.Dropout(dropout)
+    layers["head"] = nn.Linear(sizes[-1], classes)
+    return he_normal(nn.Sequential(layers))
+
+
+def convnet(
+    channels: Sequence[int] = CHANNELS,
+    strides: Sequence[int] = STRIDES,
+    classes: int = 10,
+    in_channels: int = 3,
+    batch_norm: bool = True,
+) -> nn.Sequential:
+    """The 11-layer 3×3 ConvNet of the CIFAR-10 experiments; batch norm, where used, comes before the ReLU.
+
+    The paper does not state what follows the last layer: here global average pooling and a linear layer.
+
+    Parameters
+    ----------
+    channels, strides : sequences of int, equally long
+        Feature maps and stride of each convolution.
+    classes, in_channels : int
+        Outputs; channels of the images.
+    batch_norm : bool
+        Without it the convolutions have a bias.
+    """
+    channels, strides = _positive("channels", channels), _positive("strides", strides)
+    if len(channels) != len(strides):
+        raise ValueError(f"strides: expected {len(channels)} numbers, one a layer, got {len(strides)}")
+    sizes = _positive("in_channels", [in_channels]) + channels
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, stride in enumerate(strides, start=1):
+        layers[f"conv{i}"] = nn.Conv2d(sizes[i - 1], sizes[i], 3, stride, padding=1, bias=not batch_norm)
+        if batch_norm:
+            layers[f"norm{i}"] = nn.BatchNorm2d(sizes[i])
+        layers[f"relu{i}"] = nn.ReLU()
+    layers["pool"] = nn.AdaptiveAvgPool2d(1)
+    layers["flatten"] = nn.Flatten()
+    layers["head"] = nn.Linear(channels[-1], *_positive("classes", [classes]))
+    return he_normal(nn.Sequential(layers))
+
+
+def resnet50(
+    classes: int = 1000, width: float = 1.0, in_channels: int = 3, small_images: bool = False
+) -> nn.Module:
+    """torchvision's ResNet-50, optionally narrower and with a stem for small images.
+
+    Parameters
+    ----------
+    classes, in_channels : int
+        Outputs; channels of the images.
+    width : float
+        Factor on every channel count, in (0, 1]; 1 is the ordinary network.
+    small_images : bool
+        A 3×3 convolution of stride 1 without max pooling in place of the 7×7 stem, for images below about 64 pixels.
+    """
+    from torchvision.models import resnet
+
+    if not 0 < width <= 1:
+        raise ValueError(f"width: expected a factor in (0, 1], got {width}")
+    _positive("classes", [classes])
+    _positive("in_channels", [in_channels])
+    # torchvision fixes the channel counts of its stem and stages; replacing what the constructor asks for through
+    # `inplanes` and `_make_layer` keeps its code, its names and (at width 1) its published weights.
+    network = resnet.ResNet(resnet.Bottleneck, [3, 4, 6, 3], num_classes=classes)
+    if width != 1 or in_channels != 3 or small_images:
+        planes = [max(1, round(width * n)) for n in (64, 128, 256, 512)]
+        network.inplanes = planes[0]
+        stem = dict(kernel_size=3, padding=1) if small_images else dict(kernel_size=7, stride=2, padding=3)
+        network.conv1 = nn.Conv2d(in_channels, planes[0], bias=False, **stem)
+        network.bn1 = nn.BatchNorm2d(planes[0])
+        if small_images:
+            network.maxpool = nn.Identity()
+        for i, (n, blocks) in enumerate(zip(planes, (3, 4, 6, 3), strict=True), start=1):
+            stage = network._make_layer(resnet.Bottleneck, n, blocks, stride=1 if i == 1 else 2)
+            setattr(network, f"layer{i}", stage)
+        network.fc = nn.Linear(4 * planes[3], classes)
+    return he_normal(network)
+
+
+def he_normal(module: nn.Module) -> nn.Module:
+    """Draw every convolution and linear weight from N(0, 2 / fan_in), the head's from N(0, 1 / fan_in); zero biases."""
+    weighted = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    for m in weighted:
+        gain = "linear" if m is weighted[-1] else "relu"  # no ReLU follows the head
+        nn.init.kaiming_normal_(m.weight, nonlinearity=gain)
+        if m.bias is not None:
+            nn.init.zeros_(m.bias)
+    return module
+
+
+def _positive(argument: str, numbers) -> list[int]:
+    numbers = list(numbers)
+    if not numbers or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in numbers):
+        raise ValueError(f"{argument}: expected positive integers, got {numbers}")
+    return numbers
+
+
+def build(
+    model: str,
+    image: Sequence[int],
+    classes: int,
+    width: float | Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    batch_norm: bool = True,
+    dropout: float = 0.0,
+    init: str = "he",
+    seed: int = 0,
+) -> nn.Module:
+    """Make a network by name for images of shape (C, H, W), as recipes describe it.
+
+    Parameters
+    ----------
+    model : {"mlp", "convnet", "resnet50"}
+    image : (C, H, W)
+    classes : int
+    width : number or sequence
+        mlp: units of each of two hidden layers (default 128), or one number a layer; otherwise the factor on the
+        channel counts (default 1).
+    strides : sequence of int
+        convnet only; the paper's by default.
+    batch_norm : bool
+        convnet only.
+    dropout : float
+        mlp only.
+    init : {"he", "torch"}
+        He-normal, or PyTorch's own default initialization.
+    seed : int
+        Determines the initial weights; the global random state is left alone.
+    """
+    if init not in ("he", "torch"):
+        raise ValueError(f"init: expected 'he' or 'torch', got {init!r}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if model == "mlp":
+            widths = [128, 128] if width is None else width
+            widths = list(widths) if isinstance(widths, Sequence) else [int(widths)] * 2
+            network = mlp(int(torch.Size(image).numel()), widths, classes, dropout)
+        elif model == "convnet":
+            channels = [max(1, round((width or 1) * n)) for n in CHANNELS]
+            network = convnet(channels, strides or STRIDES, classes, image[0], batch_norm)
+        elif model == "resnet50":
+            network = resnet50(classes, width or 1, image[0], small_images=image[-1] < 64)
+        else:
+            raise ValueError(f"model: unknown network {model!r}; expected mlp, convnet or resnet50")
+        if init == "torch":
+            for m in network.modules():
+                if hasattr(m, "reset_parameters"):
+                    m.reset_parameters()
+    return network
