@@ -1,0 +1,328 @@
+"""Recipes and training: everything that determines a network, and the loop that makes it.
+
+A `Recipe` is a value: two equal recipes are the same network, bit for bit on one CPU, because initialization, data order,
+label shuffle and dropout each draw from a stream of their own derived from the recipe's seed, and because a network is
+trained on one CPU thread. The paper does not state optimizer, learning rate or batch size; they are fields like the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from repro import data, models
+
+FORMAT = 1  # raise when the same recipe begins to mean another network
+STREAMS = ("init", "order", "labels", "dropout")
+SCHEDULES = {  # factor on the learning rate after a share p of all steps
+    "constant": lambda p: 1.0,
+    "linear": lambda p: 1 - p,
+    "cosine": lambda p: (1 + math.cos(math.pi * p)) / 2,
+    "onecycle": lambda p: min(p / 0.2, (1 - p) / 0.8),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a trained network.
+
+    Parameters
+    ----------
+    dataset : str
+        As `repro.data.load` takes it.
+    model : {"mlp", "convnet", "resnet50"}
+    n_train : int, optional
+        Train on the first `n_train` images of a fixed shuffle; None: on all.
+    width : number or tuple of int, optional
+        mlp: units of each of two hidden layers, or one number a layer; else the factor on the channel counts.
+    strides : tuple of int, optional
+        convnet; the paper's by default.
+    batch_norm : bool
+        convnet.
+    dropout : float
+        mlp; probability of dropping a hidden unit.
+    init : {"he", "torch"}
+    corruption : float
+        Fraction of the training labels that are permuted, in [0, 1].
+    optimizer : {"sgd", "adam"}
+    lr, momentum, weight_decay : float
+        momentum is Adam's first decay rate.
+    schedule : {"constant", "linear", "cosine", "onecycle"}
+        onecycle rises for a fifth of the steps and falls to zero, both linearly.
+    batch_size, epochs : int
+        A last incomplete batch is left out.
+    precision : {"float32", "bfloat16"}
+        Of the matrix products in training; measurements are float32.
+    stop_when_memorized : bool
+        End after the first epoch without a wrong training image (for exploration only).
+    seed : int
+        Of initialization, data order, label shuffle and dropout.
+
+    Raises
+    ------
+    ValueError
+        Names the field and what was expected.
+    """
+
+    dataset: str
+    model: str = "mlp"
+    n_train: int | None = None
+    width: float | tuple[int, ...] | None = None
+    strides: tuple[int, ...] | None = None
+    batch_norm: bool = True
+    dropout: float = 0.0
+    init: str = "he"
+    corruption: float = 0.0
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    batch_size: int = 128
+    epochs: int = 60
+    precision: str = "float32"
+    stop_when_memorized: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        def expect(field, holds, what):
+            if not holds:
+                raise ValueError(f"{field}: expected {what}, got {getattr(self, field)!r}")
+
+        def number(field, low, high=math.inf, integer=False):
+            value = getattr(self, field)
+            kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
+            right = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
+            kind = "an integer" if integer else "a number"
+            expect(field, right and math.isfinite(value), f"{kind} from {low} to {high}")
+            object.__setattr__(self, field, int(value) if integer else float(value))  # so that 0 and 0.0 are one recipe
+
+        def choice(field, options):
+            expect(field, getattr(self, field) in options, "one of " + ", ".join(options))
+
+        expect("dataset", isinstance(self.dataset, str) and self.dataset, "the name of a data set")
+        choice("model", tuple(models.ABLATED_LAYERS))
+        choice("init", ("he", "torch"))
+        choice("optimizer", ("sgd", "adam"))
+        choice("schedule", tuple(SCHEDULES))
+        choice("precision", ("float32", "bfloat16"))
+        for field in ("dropout", "corruption", "momentum"):
+            number(field, 0, 1)
+        for field in ("lr", "weight_decay"):
+            number(field, 0)
+        for field in ("batch_size", "epochs"):
+            number(field, 1, integer=True)
+        number("seed", 0, integer=True)
+        if self.n_train is not None:
+            number("n_train", 1, integer=True)
+        for field in ("batch_norm", "stop_when_memorized"):
+            expect(field, isinstance(getattr(self, field), bool), "True or False")
+        for field in ("strides", "width"):
+            if isinstance(getattr(self, field), list | tuple):
+                object.__setattr__(self, field, tuple(getattr(self, field)))
+                whole = all(type(n) is int and n > 0 for n in getattr(self, field))
+                expect(field, whole and getattr(self, field), "positive integers")
+            elif field == "strides":
+                expect(field, self.strides is None, "a sequence of integers or None")
+            elif self.width is not None:
+                number("width", 1e-3 if self.model != "mlp" else 1, integer=self.model == "mlp")
+
+    @property
+    def key(self) -> str:
+        """Sixteen hexadecimal digits made of the fields that differ from their defaults, and of the format."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)}
+        return digest({"format": FORMAT} | {name: v for name, v in values.items() if v != defaults[name]})
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    def stream(self, name: str) -> int:
+        """Seed of one of the recipe's random streams: "init", "order", "labels" or "dropout"."""
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(STREAMS.index(name),))
+        return int(sequence.generate_state(1)[0])
+
+
+def digest(content: Mapping) -> str:
+    """A short name for a JSON-able mapping, the same for the same content in any order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def training_set(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images (N, C, H, W) and the labels (N,), shuffled as the recipe says, that its network is trained on."""
+    dataset = data.load(recipe.dataset).subset(recipe.n_train)
+    return dataset.x_train, data.shuffle_labels(dataset.y_train, recipe.corruption, recipe.stream("labels"))
+
+
+def build(recipe: Recipe) -> nn.Module:
+    """The untrained network of a recipe."""
+    dataset = data.load(recipe.dataset)
+    return models.build(
+        recipe.model,
+        dataset.x_train.shape[1:],
+        len(dataset.classes),
+        recipe.width,
+        recipe.strides,
+        recipe.batch_norm,
+        recipe.dropout,
+        recipe.init,
+        recipe.stream("init"),
+    )
+
+
+def device() -> torch.device:
+    """Where networks are trained and measured: REPRO_DEVICE (auto, cpu or cuda); auto takes a GPU if there is one."""
+    name = os.environ.get("REPRO_DEVICE", "auto")
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"REPRO_DEVICE: expected auto, cpu or cuda, got {name!r}")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+class Run:
+    """A network in training, advanced epoch by epoch; its state can be stored and resumed without a difference.
+
+    Attributes
+    ----------
+    epoch : int
+        Epochs done.
+    done : bool
+    accuracy : float
+        Running training accuracy of the last epoch, in [0, 1].
+    """
+
+    def __init__(self, recipe: Recipe, on: torch.device | None = None):
+        self.recipe, self.device = recipe, on or device()
+        gpu = self.device.type == "cuda"
+        images = recipe.model != "mlp"
+        self.layout = torch.channels_last if images else torch.contiguous_format
+        x, y = training_set(recipe)
+        self.x, self.y = x.to(self.device, memory_format=self.layout), y.to(self.device)
+        self.model = build(recipe).to(self.device, memory_format=self.layout)
+        if recipe.optimizer == "sgd":
+            make = {"kind": torch.optim.SGD, "momentum": recipe.momentum}
+        else:
+            make = {"kind": torch.optim.Adam, "betas": (recipe.momentum, 0.999)}
+        self.optimizer = make.pop("kind")(
+            self.model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, **make
+        )
+        self.batch_size = min(recipe.batch_size, len(self.x))
+        self.steps = len(self.x) // self.batch_size  # an epoch
+        self.forward = torch.compile(self.model) if gpu and images else self.model
+        self.epoch, self.done, self.accuracy = 0, False, 0.0
+
+    def advance(self) -> None:
+        """Train one more epoch."""
+        recipe, cpu = self.recipe, self.device.type == "cpu"
+        # Order and dropout of an epoch follow from the seed and its number alone: a resumed run needs no random state.
+        rng = np.random.default_rng((recipe.stream("order"), self.epoch))
+        order = torch.from_numpy(rng.permutation(len(self.x))).to(self.device)
+        correct = torch.zeros((), device=self.device)
+        self.model.train()
+        with one_thread() if cpu else contextlib.nullcontext(), torch.random.fork_rng(enabled=cpu or recipe.dropout > 0):
+            torch.manual_seed(recipe.stream("dropout") + self.epoch)
+            for step in range(self.steps):
+                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+                progress = (self.epoch * self.steps + step + 0.5) / (recipe.epochs * self.steps)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = recipe.lr * SCHEDULES[recipe.schedule](progress)
+                labels = self.y[batch]
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                    logits = self.forward(self.x[batch]).float()
+                    loss = F.cross_entropy(logits, labels)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                correct += (logits.detach().argmax(1) == labels).sum()
+        self.epoch += 1
+        self.accuracy = correct.item() / (self.steps * self.batch_size)
+        memorized = recipe.stop_when_memorized and self.accuracy == 1
+        self.done = self.epoch == recipe.epochs or memorized
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"training diverged in epoch {self.epoch} (loss {loss.item()}): {recipe}")
+
+    def network(self) -> nn.Module:
+        """The network as it is now: a copy on the CPU, in eval mode, its weights rounded to half precision.
+
+        Checkpoints are stored in half precision, so that is what every measurement sees, stored or not.
+        """
+        model = copy.deepcopy(self.model).to("cpu", memory_format=torch.contiguous_format).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.half())
+        return model.requires_grad_(False)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything a later process needs to go on."""
+        state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for i, entry in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{i}.{name}": value for name, value in entry.items() if value is not None}
+        state["epoch"] = torch.tensor(self.epoch)
+        return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+    def resume(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from a stored state of the same recipe."""
+        part = {name: value for name, value in state.items() if name.startswith("model.")}
+        self.model.load_state_dict({name.removeprefix("model."): value for name, value in part.items()})
+        entries: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in state.items():
+            if name.startswith("optimizer."):
+                _, i, what = name.split(".")
+                entries.setdefault(int(i), {})[what] = value
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": entries})
+        self.epoch = int(state["epoch"])
+
+
+@contextlib.contextmanager
+def one_thread():
+    """One CPU thread: sums then run in one order, whatever the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train(recipe: Recipe) -> nn.Module:
+    """Train the network of a recipe.
+
+    Returns
+    -------
+    nn.Module
+        In eval mode, on the CPU, weights rounded to half precision as they would be stored.
+    """
+    run = Run(recipe)
+    with tqdm(total=recipe.epochs, unit="epoch", desc=recipe.model, delay=2) as bar:
+        while not run.done:
+            run.advance()
+            bar.update()
+            bar.set_postfix(accuracy=f"{run.accuracy:.3f}", refresh=False)
+    return run.network()
+
+
+def estimate(recipe: Recipe, steps: int = 3) -> float:
+    """Roughly how long training takes here, in seconds: a few steps on a slice of the data set, scaled."""
+    slice_ = min(recipe.n_train or recipe.batch_size * steps, recipe.batch_size * steps)
+    run = Run(Recipe(**asdict(recipe) | {"n_train": slice_, "epochs": 2}))
+    run.advance()  # warm-up
+    start = time.perf_counter()
+    run.advance()
+    per_image = (time.perf_counter() - start) / (run.steps * run.batch_size)
+    n_train = recipe.n_train or len(data.load(recipe.dataset).y_train)
+    return per_image * n_train * recipe.epochs
