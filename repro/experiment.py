@@ -1,0 +1,380 @@
+"""From recipes to one table: `measure` pulls what it needs, and computes only what the store lacks.
+
+A table that is there needs no network, a network that is there needs no training, and a data set is read only when
+something has to be computed. So redrawing from the cache, from checkpoints and from scratch is the same code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from repro import ablation, data, noise, selectivity, store, units
+from repro.training import FORMAT, Recipe, Run, build, device, digest, training_set
+
+IMAGES = ("model", "x", "y", "x_test", "y_test")  # what `measure` itself hands to an analysis
+SAVE_EVERY = 60  # seconds between stored states of a network in training
+
+
+class Missing(LookupError):
+    """Results that are not in the store and were not to be computed.
+
+    Attributes
+    ----------
+    networks : list of Recipe
+        Networks that would have to be trained.
+    tables : list of str
+        Analyses that would have to be run, one entry a network and snapshot.
+    """
+
+    def __init__(self, networks: list[Recipe], tables: list[str]):
+        super().__init__(f"{len(tables)} tables and {len(networks)} networks are not in the store")
+        self.networks, self.tables = networks, tables
+
+
+# The analyses -------------------------------------------------------------------------------------------------------------
+
+
+def history(model: nn.Module, x, y, x_test, y_test) -> pd.DataFrame:
+    """Loss (nats) and accuracy on the training and on the test images, in one row."""
+    row = {}
+    for split, images, labels in (("train", x, y), ("test", x_test, y_test)):
+        cut, images, labels = units.prepare(model, images, labels)
+        with units.evaluating(model):
+            total = sum(units.scores(cut.run(images[b]), labels[b]) for b in cut.blocks(len(images)))
+        columns = units.score_columns(total[None], len(images))
+        row |= {f"{split}_{name}": values for name, values in columns.items()}
+    return pd.DataFrame(row)
+
+
+def weights(model: nn.Module, x, y, layers: Sequence[str] | None = None) -> pd.DataFrame:
+    """L1 norm of the incoming weights of every unit (Fig. A3): layer, unit, l1_norm.
+
+    The weights of a unit layer are those of the last convolution or linear layer that runs before it with as many outputs.
+    """
+    cut = units.Cut(model, x[:2], layers)
+    order = _calls(model, x[:2].to(cut.device))
+    tables = []
+    for layer, n in cut.layers.items():
+        name = layer if layer in order else layer.rpartition("_")[0]  # the second call of a module: "relu_1"
+        call = int(layer.removeprefix(name).lstrip("_") or 0)
+        position = [i for i, called in enumerate(order) if called == name][call]
+        modules = dict(model.named_modules())
+        before = (modules[called] for called in reversed(order[:position]))
+        source = next(m for m in before if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.shape[0] == n)
+        norm = source.weight.detach().abs().flatten(1).sum(1).cpu().numpy()
+        tables.append(pd.DataFrame({"layer": layer, "unit": np.arange(n), "l1_norm": norm}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _calls(model: nn.Module, x: torch.Tensor) -> list[str]:
+    """Names of a model's modules in the order in which they are called."""
+    order: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with units.evaluating(model):
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A measurement of one network: its function, and a version to raise when the same call begins to mean another."""
+
+    function: Callable[..., pd.DataFrame]
+    version: int = 1
+    both_splits: bool = False  # takes training and test images, whatever `split` says
+
+
+ANALYSES = {
+    "cumulative": Analysis(ablation.cumulative),
+    "single_unit": Analysis(ablation.single_unit),
+    "noise": Analysis(noise.sweep),
+    "selectivity": Analysis(selectivity.table),
+    "history": Analysis(history, both_splits=True),
+    "weights": Analysis(weights),
+}
+
+
+# From recipes to a table --------------------------------------------------------------------------------------------------
+
+
+def measure(
+    analysis: str,
+    recipes: Iterable[Recipe],
+    split: str = "train",
+    epochs: Sequence[int] | None = None,
+    images: int | None = None,
+    compute: str = "missing",
+    jobs: int | None = None,
+    **options,
+) -> pd.DataFrame:
+    """One tidy table of an analysis of many networks.
+
+    Parameters
+    ----------
+    analysis : {"cumulative", "single_unit", "noise", "selectivity", "history", "weights"}
+        history gives train_loss, train_accuracy, test_loss and test_accuracy.
+    recipes : iterable of Recipe
+        Networks; those that the store lacks are trained.
+    split : {"train", "test"}
+        Which images are measured; training images come with the (shuffled) labels the network was trained on.
+    epochs : sequence of int, optional
+        Measure the networks as they were after these epochs (0: untrained), not after the last one.
+    images : int, optional
+        Measure at most so many images, a fixed random choice.
+    compute : {"missing", "nothing"}
+        What to do where the store lacks a table: compute it, or raise `Missing`.
+    jobs : int, optional
+        Processes; REPRO_JOBS by default, else one.
+    **options
+        Of the analysis, as its function takes them.
+
+    Returns
+    -------
+    DataFrame
+        Columns: network (the recipe's key), the recipe's fields, epoch, and the analysis's own.
+
+    Raises
+    ------
+    ValueError
+        Unknown analysis, split or option, an epoch a recipe does not have, no recipe.
+    Missing
+        With compute="nothing".
+    """
+    recipes = list(dict.fromkeys(recipes))
+    _check(analysis, recipes, split, epochs, images, compute, options)
+    wanted = [_Wanted(analysis, recipe, split, epoch, images, options) for recipe in recipes for epoch in epochs or [None]]
+    tables = {w: store.read_table(w.path, w.origin) for w in wanted}
+    missing = [w for w, table in tables.items() if table is None]
+    if missing and compute == "nothing":
+        raise Missing(_untrained(missing), [w.title for w in missing])
+    if missing:
+        _compute(missing, jobs or int(os.environ.get("REPRO_JOBS", 1)))
+        tables |= {w: store.read_table(w.path, w.origin) for w in missing}
+    rows = [len(table) for table in tables.values()]
+    origins = pd.DataFrame([w.columns() for w in tables])
+    origins = origins.loc[np.repeat(np.arange(len(rows)), rows)].reset_index(drop=True)
+    return pd.concat([origins, pd.concat(tables.values(), ignore_index=True)], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """One table: an analysis with its options, of one network."""
+
+    analysis: str
+    recipe: Recipe
+    split: str
+    epoch: int | None  # None: the end of training
+    images: int | None
+    options: dict
+
+    @property
+    def origin(self) -> dict:
+        kind = ANALYSES[self.analysis]
+        defaults = {name: p.default for name, p in inspect.signature(kind.function).parameters.items()}
+        origin = {
+            "analysis": self.analysis,
+            "version": kind.version,
+            "options": {name: _plain(v) for name, v in self.options.items() if _plain(v) != _plain(defaults[name])},
+            "recipe": asdict(self.recipe),
+            "format": FORMAT,
+        }
+        if not kind.both_splits:
+            origin["split"] = self.split
+        extra = {"epoch": self.epoch, "images": self.images}
+        return _plain(origin | {name: value for name, value in extra.items() if value is not None})
+
+    @property
+    def key(self) -> str:
+        # The recipe counts by its key, which does not change when a field with a default is added.
+        return digest(self.origin | {"recipe": self.recipe.key})
+
+    @property
+    def path(self):
+        return store.table_path(self.key)
+
+    @property
+    def title(self) -> str:
+        return f"{self.analysis} of {self.recipe.key}" + ("" if self.epoch is None else f" after epoch {self.epoch}")
+
+    def columns(self) -> dict:
+        epoch = self.recipe.epochs if self.epoch is None else self.epoch
+        return {"network": self.recipe.key} | asdict(self.recipe) | {"epoch": epoch}
+
+    def compute(self, model: nn.Module) -> None:
+        """Measure the network and store the table."""
+        start = time.monotonic()
+        dataset = data.load(self.recipe.dataset)
+        train, test = training_set(self.recipe), (dataset.x_test, dataset.y_test)
+        kind = ANALYSES[self.analysis]
+        chosen = [_some(part, self.images) for part in ((train, test) if kind.both_splits else (dict(train=train, test=test)[self.split],))]
+        on = device()
+        arguments = [tensor.to(on) for part in chosen for tensor in part]
+        table = kind.function(model.to(on), *arguments, **self.options)
+        model.to("cpu")
+        store.write_table(self.path, table, self.origin, {"seconds": round(time.monotonic() - start, 2)})
+
+
+def _plain(value):
+    """`value` as JSON would give it back."""
+    if isinstance(value, dict):
+        return {str(name): _plain(v) for name, v in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple | range):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _some(part, images: int | None):
+    x, y = part
+    if images is None or images >= len(x):
+        return x, y
+    keep = torch.from_numpy(np.sort(np.random.default_rng(0).permutation(len(x))[:images]))
+    return x[keep], y[keep]
+
+
+def _check(analysis, recipes, split, epochs, images, compute, options) -> None:
+    if analysis not in ANALYSES:
+        raise ValueError(f"analysis: unknown analysis {analysis!r}; expected one of {', '.join(ANALYSES)}")
+    if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
+        raise ValueError("recipes: expected at least one Recipe")
+    if split not in ("train", "test"):
+        raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
+    if compute not in ("missing", "nothing"):
+        raise ValueError(f"compute: expected 'missing' or 'nothing', got {compute!r}")
+    if images is not None and (isinstance(images, bool) or not isinstance(images, int) or images < 1):
+        raise ValueError(f"images: expected an integer >= 1 or None, got {images!r}")
+    for recipe, epoch in itertools.product(recipes, epochs or []):
+        if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or not 0 <= epoch <= recipe.epochs:
+            raise ValueError(f"epochs: expected integers from 0 to {recipe.epochs}, got {epoch!r}")
+    known = [name for name in inspect.signature(ANALYSES[analysis].function).parameters if name not in IMAGES]
+    for name in set(options) - set(known):
+        raise ValueError(f"{name}: {analysis} has no such option; expected some of {', '.join(known) or 'none'}")
+
+
+# Computing what is missing ------------------------------------------------------------------------------------------------
+
+
+def _compute(missing: list[_Wanted], jobs: int) -> None:
+    """Make the missing tables, network by network; a network that another process works on is left for later."""
+    groups: dict[Recipe, list[_Wanted]] = {}
+    for w in missing:
+        groups.setdefault(w.recipe, []).append(w)
+    title = f"{missing[0].analysis}, {missing[0].recipe.model} on {missing[0].recipe.dataset}"
+    with tqdm(total=len(missing), unit="table", desc=title, delay=1) as bar:
+        if jobs > 1 and len(groups) > 1:
+            tasks = (joblib.delayed(_compute_network)(group) for group in groups.values())
+            for done in joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
+                bar.update(done)
+            return
+        queue, passed = deque(groups.values()), 0
+        while queue:
+            group = queue.popleft()
+            # Once round the queue without a free network: wait for one.
+            with store.lock(group[0].recipe.key, wait=passed > len(queue)) as mine:
+                if mine:
+                    bar.update(_compute_group(group))
+                    passed = 0
+                else:
+                    queue.append(group)
+                    passed += 1
+
+
+def _compute_network(group: list[_Wanted]) -> int:
+    with store.lock(group[0].recipe.key):
+        return _compute_group(group)
+
+
+def _compute_group(group: list[_Wanted]) -> int:
+    """Make the tables of one network, whose lock is held; returns how many there were."""
+    wanted = [w for w in group if not w.path.exists()]  # another process may have been faster
+    if wanted:
+        recipe = wanted[0].recipe
+        models = _networks(recipe, [w.epoch for w in wanted])
+        for w in wanted:
+            w.compute(models[w.epoch])
+    return len(group)
+
+
+def network(recipe: Recipe, epoch: int | None = None) -> nn.Module:
+    """The network of a recipe, read from the store or trained now; `epoch`: as it was after so many epochs."""
+    with store.lock(recipe.key):
+        return _networks(recipe, [epoch])[epoch]
+
+
+def _networks(recipe: Recipe, epochs: Sequence[int | None]) -> dict[int | None, nn.Module]:
+    """Networks after some epochs (None: the last), read or trained; the caller holds the recipe's lock."""
+    if any(_read(recipe, epoch) is None for epoch in epochs):
+        _train(recipe, [epoch for epoch in epochs if epoch is not None])
+    return {epoch: _read(recipe, epoch) for epoch in epochs}
+
+
+def _train(recipe: Recipe, snapshots: Sequence[int]) -> None:
+    """Train, store the snapshots and the final network; go on from the stored state of an interrupted run."""
+    start = saved = time.monotonic()
+    run = Run(recipe)
+    work = store.state_path(recipe.key)
+    state = store.read_tensors(work, _origin(recipe, None))
+    if state is not None and all(store.network_path(recipe.key, e).exists() for e in snapshots if e <= int(state["epoch"])):
+        run.resume(state)
+    with tqdm(total=recipe.epochs, initial=run.epoch, unit="epoch", desc=f"training {recipe.key}", leave=False, delay=2) as bar:
+        while True:
+            if run.epoch in snapshots:
+                _write(recipe, run.epoch, run, start)
+            if run.done:
+                break
+            run.advance()
+            bar.update()
+            bar.set_postfix(accuracy=f"{run.accuracy:.3f}", refresh=False)
+            if time.monotonic() - saved > SAVE_EVERY:
+                store.write_tensors(work, run.state(), _origin(recipe, None))
+                saved = time.monotonic()
+    _write(recipe, None, run, start)
+    work.unlink(missing_ok=True)
+
+
+def _origin(recipe: Recipe, epoch: int | None) -> dict:
+    return _plain({"recipe": asdict(recipe), "format": FORMAT} | ({} if epoch is None else {"epoch": epoch}))
+
+
+def _write(recipe: Recipe, epoch: int | None, run: Run, start: float) -> None:
+    model = run.network()
+    parameters = {name for name, _ in model.named_parameters()}  # batch-norm statistics stay in full precision
+    tensors = {name: t.half() if name in parameters else t for name, t in model.state_dict().items()}
+    made = {"seconds": round(time.monotonic() - start, 2)}
+    store.write_tensors(store.network_path(recipe.key, epoch), tensors, _origin(recipe, epoch), made)
+
+
+def _read(recipe: Recipe, epoch: int | None) -> nn.Module | None:
+    tensors = store.read_tensors(store.network_path(recipe.key, epoch), _origin(recipe, epoch))
+    if tensors is None:
+        return None
+    model = build(recipe)
+    model.load_state_dict({name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()})
+    return model.eval().requires_grad_(False)
+
+
+def _untrained(missing: list[_Wanted]) -> list[Recipe]:
+    """Recipes of which a network that these tables need is not in the store."""
+    needed = dict.fromkeys(w.recipe for w in missing if not store.network_path(w.recipe.key, w.epoch).exists())
+    return list(needed)
