@@ -119,8 +119,10 @@ class Recipe:
         choice("optimizer", ("sgd", "adam"))
         choice("schedule", tuple(SCHEDULES))
         choice("precision", ("float32", "bfloat16"))
-        for field in ("dropout", "corruption", "momentum"):
+        number("corruption", 0, 1)
+        for field in ("dropout", "momentum"):
             number(field, 0, 1)
+            expect(field, getattr(self, field) < 1, "a number below 1")
         for field in ("lr", "weight_decay"):
             number(field, 0)
         for field in ("batch_size", "epochs"):
@@ -139,6 +141,7 @@ class Recipe:
                 expect(field, self.strides is None, "a sequence of integers or None")
             elif self.width is not None:
                 number("width", 1e-3 if self.model != "mlp" else 1, integer=self.model == "mlp")
+        expect("width", self.model == "mlp" or not isinstance(self.width, tuple), "a factor on the channel counts")
 
     @property
     def key(self) -> str:
@@ -233,7 +236,8 @@ class Run:
         order = torch.from_numpy(rng.permutation(len(self.x))).to(self.device)
         correct = torch.zeros((), device=self.device)
         self.model.train()
-        with one_thread() if cpu else contextlib.nullcontext(), torch.random.fork_rng(enabled=cpu or recipe.dropout > 0):
+        devices = [] if cpu else [self.device]
+        with one_thread() if cpu else contextlib.nullcontext(), torch.random.fork_rng(devices):
             torch.manual_seed(recipe.stream("dropout") + self.epoch)
             for step in range(self.steps):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -285,7 +289,15 @@ class Run:
                 entries.setdefault(int(i), {})[what] = value
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": entries})
+        # Fused optimizers read a weight and its moments side by side in memory: all must have the weight's own layout.
+        for parameter, entry in self.optimizer.state.items():
+            entry |= {
+                name: torch.empty_like(parameter).copy_(value)
+                for name, value in entry.items()
+                if value is not None and value.shape == parameter.shape
+            }
         self.epoch = int(state["epoch"])
+        self.done = self.epoch == self.recipe.epochs
 
 
 @contextlib.contextmanager
@@ -318,11 +330,11 @@ def train(recipe: Recipe) -> nn.Module:
 
 def estimate(recipe: Recipe, steps: int = 3) -> float:
     """Roughly how long training takes here, in seconds: a few steps on a slice of the data set, scaled."""
-    slice_ = min(recipe.n_train or recipe.batch_size * steps, recipe.batch_size * steps)
+    n_train = recipe.n_train or len(data.load(recipe.dataset).y_train)
+    slice_ = min(n_train, recipe.batch_size * steps)
     run = Run(Recipe(**asdict(recipe) | {"n_train": slice_, "epochs": 2}))
     run.advance()  # warm-up
     start = time.perf_counter()
     run.advance()
     per_image = (time.perf_counter() - start) / (run.steps * run.batch_size)
-    n_train = recipe.n_train or len(data.load(recipe.dataset).y_train)
     return per_image * n_train * recipe.epochs
