@@ -346,7 +346,7 @@ def _train(recipe: Recipe, snapshots: Sequence[int]) -> None:
             run.advance()
             bar.update()
             bar.set_postfix(accuracy=f"{run.accuracy:.3f}", refresh=False)
-            if time.monotonic() - saved > SAVE_EVERY:
+            if not run.done and time.monotonic() - saved > SAVE_EVERY:
                 store.write_tensors(work, run.state(), _origin(recipe, None))
                 saved = time.monotonic()
     _write(recipe, None, run, start)
