@@ -322,7 +322,7 @@ def _c5a(table, boot):
         seen[network].append([y[0] - np.interp(p, x, y), np.interp(p + 0.2, x, y)])
     mean = _arm_means(boot.networks([boot.orders(v) for v in seen.values()], arms), arms)
     lost = [Effect.of(f"lost at dropout {p:g}, corruption {c:g}", v[:, 0]) for (p, c), v in mean.items()]
-    gaps = [Effect.of(f"clean − corrupted {p:g} + 0.2", (mean[p, 0] - mean[p, 1])[:, 1]) for p in rates]
+    gaps = [Effect.of(f"clean − corrupted at {p:g} + 0.2", (mean[p, 0] - mean[p, 1])[:, 1]) for p in rates]
     verdict = _two(all(e.below(0.05) for e in lost), all(e.above(0) for e in gaps))
     return [*lost, *gaps], verdict, _sizes(arms)
 

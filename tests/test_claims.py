@@ -20,7 +20,7 @@ CORRUPTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def curves(rows, orders=3, jitter=0.01, steep=10, seed=0):
-    """One network a row: accuracy falls around `knee`, give or take `jitter` an order; the rest are columns."""
+    """One network a row: accuracy falls around `knee`, jittered by order; the rest are columns."""
     rng, tables = np.random.default_rng(seed), []
     for i, row in enumerate(rows):
         row = {"network": f"n{i}", "model": "mlp", "dataset": "digits"} | row
@@ -208,6 +208,7 @@ CASES = [
     ("C4c", YES, c4c(1)),
     ("C4c", PARTLY, c4c(0.4)),
     ("C4c", NO, c4c(0)),
+    ("C4c", NO, c4c(0.25)),  # the estimate is above 0, its interval is not
     ("C4c", NO, c4c(-1)),
     ("C5a", YES, c5a(0.5, 0.2, steep=60)),
     ("C5a", PARTLY, c5a(0.2, 0.05, steep=60)),  # the corrupted fall too early
@@ -367,6 +368,18 @@ def test_one_layer_that_predicts_breaks_the_rule():
     weak["layer"] += "b"
     assert check("C7", pd.concat([strong, weak])).verdict == NO
     assert check("C7", weak).verdict == YES
+    middling = units([related("selectivity", "delta_loss", 0.52)] * 4, n=60, layers=1)
+    assert check("C7", pd.concat([middling, weak])).verdict == PARTLY
+
+
+def test_dropout_is_judged_at_its_fraction_and_beyond():
+    table = c5a(0.4, 0.1, steep=10)
+    mean = table.groupby(["dropout", "corruption", "fraction_ablated"])["accuracy"].mean()
+    clean, corrupted = (mean[0.1, c].to_numpy() for c in (0.0, 1.0))
+    effects = {e.name: e.estimate for e in check("C5a", table).effects}
+    assert effects["lost at dropout 0.1, corruption 0"] == pytest.approx(clean[0] - clean[2])
+    assert effects["lost at dropout 0.1, corruption 1"] == pytest.approx(corrupted[0] - corrupted[2])
+    assert effects["clean − corrupted at 0.1 + 0.2"] == pytest.approx(clean[6] - corrupted[6])
 
 
 # ------------------------------------------------------------------------------------------- nothing to say
