@@ -10,13 +10,19 @@ import functools
 import io
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+IDX = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
+TORCHVISION = {  # its class, and the files that it looks for
+    "mnist": ("MNIST", f"MNIST/raw/{IDX}"),
+    "fashion_mnist": ("FashionMNIST", f"FashionMNIST/raw/{IDX}"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/"),
+}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp")
 DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "data" / "raw"
 
@@ -72,7 +78,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
         Unknown name, missing folder, classes that differ between the splits, damaged or differently sized images.
     """
     root = Path(root or os.environ.get("REPRO_DATA") or DEFAULT_ROOT)
-    return _load(name, root.resolve())
+    return _load(name if isinstance(name, str) else repr(name), root.resolve())
 
 
 @functools.lru_cache(maxsize=2)
@@ -81,7 +87,7 @@ def _load(name: str, root: Path) -> Dataset:
         return _standardised(name, *_digits())
     if name in TORCHVISION:
         return _standardised(name, *_torchvision(name, root))
-    if isinstance(name, str) and name.startswith("folder:") and name != "folder:":
+    if name.startswith("folder:") and name != "folder:":
         return _standardised(name, *_folder(root / name.removeprefix("folder:")))
     known = ", ".join(["digits", *TORCHVISION, "folder:PATH"])
     raise ValueError(f"name: unknown data set {name!r}; expected one of {known}")
@@ -111,19 +117,16 @@ def _digits():
 def _torchvision(name: str, root: Path):
     import torchvision.datasets
 
-    kind = getattr(torchvision.datasets, TORCHVISION[name])
+    kind, files = TORCHVISION[name]
     parts = []
     for train in (True, False):
         try:
-            part = kind(root, train=train, download=False)
-        except RuntimeError:  # not there
-            try:
-                part = kind(root, train=train, download=True)
-            except Exception as error:
-                raise ValueError(
-                    f"name: {name!r} is not under {root} and could not be downloaded ({error}). "
-                    f"Put torchvision's {TORCHVISION[name]} files there or set REPRO_DATA to the folder that holds them."
-                ) from error
+            part = getattr(torchvision.datasets, kind)(root, train=train, download=True)  # only what is missing
+        except Exception as error:
+            raise ValueError(
+                f"name: {name!r} can neither be read from {root} nor downloaded ({' '.join(str(error).split())}). "
+                f"Put {files} there, or set REPRO_DATA to the folder that holds it."
+            ) from error
         x = torch.as_tensor(part.data)
         parts += [x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2), part.targets]
     return *parts, part.classes
@@ -159,6 +162,7 @@ def _read_split(path: Path):
     """((images (N, C, H, W) uint8, label names), class names) of one split."""
     from PIL import Image
 
+    damage = (OSError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
     files = list(_zip_files(path) if path.suffix == ".zip" else _tree_files(path))
     if not files:
         raise ValueError(f"name: no images in {path}; expected one folder a class with {' '.join(SUFFIXES)} files")
@@ -167,7 +171,7 @@ def _read_split(path: Path):
         try:
             with Image.open(io.BytesIO(read())) as image:
                 pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+        except damage as error:
             raise ValueError(f"name: cannot read image {file} in {path}: {error}") from error
         if images and pixels.shape != images[0].shape:
             raise ValueError(
@@ -187,7 +191,10 @@ def _tree_files(path: Path):
 
 def _zip_files(path: Path):
     # Members are read in place and never unpacked, so a name with ".." leads nowhere.
-    archive = zipfile.ZipFile(path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"name: cannot read {path}: {error}") from error
     for name in archive.namelist():
         parts = Path(name).parts
         if len(parts) >= 2 and Path(name).suffix.lower() in SUFFIXES:
@@ -216,8 +223,8 @@ def shuffle_labels(y: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
     y = torch.as_tensor(y)
     if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"y: expected a vector of integer labels, got {y.dtype} of shape {tuple(y.shape)}")
-    if not 0 <= fraction <= 1:  # also refuses NaN
-        raise ValueError(f"fraction: expected a number in [0, 1], got {fraction}")
+    if not isinstance(fraction, int | float | np.number) or not 0 <= fraction <= 1:  # also refuses NaN
+        raise ValueError(f"fraction: expected a number in [0, 1], got {fraction!r}")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed: expected an integer >= 0, got {seed!r}")
     rng = np.random.default_rng(int(seed))

@@ -1,0 +1,17 @@
+"""What every test starts from: an empty store, no data sets but the bundled one, the CPU, and no download."""
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("repro", deadline=None, derandomize=True)  # the same examples on every machine
+settings.load_profile("repro")
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("REPRO_DATA", str(tmp_path / "raw"))
+    monkeypatch.setenv("REPRO_DEVICE", "cpu")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of processes that a test starts
+    for name in ("REPRO_JOBS", "REPRO_PROGRESS"):
+        monkeypatch.delenv(name, raising=False)
