@@ -7,7 +7,7 @@ their position in the network, as torchvision's feature extraction names them: s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -137,9 +137,10 @@ def he_normal(module: nn.Module) -> nn.Module:
 
 
 def _positive(argument: str, numbers) -> list[int]:
-    numbers = list(numbers)
-    if not numbers or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in numbers):
-        raise ValueError(f"{argument}: expected positive integers, got {numbers}")
+    right = isinstance(numbers, Iterable) and not isinstance(numbers, str)
+    numbers = list(numbers) if right else numbers
+    if not right or not numbers or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in numbers):
+        raise ValueError(f"{argument}: expected positive integers, got {numbers!r}")
     return numbers
 
 

@@ -1,6 +1,7 @@
 """What every test starts from: an empty store, no data sets but the bundled one, the CPU, and no download."""
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("repro", deadline=None, derandomize=True)  # the same examples on every machine
@@ -15,3 +16,4 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of processes that a test starts
     for name in ("REPRO_JOBS", "REPRO_PROGRESS"):
         monkeypatch.delenv(name, raising=False)
+    torch.manual_seed(0)
