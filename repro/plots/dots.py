@@ -1,0 +1,181 @@
+"""One dot a network (Figs. 3b, 4b, 4c) or one dot a unit (Figs. 7, A3, A4)."""
+
+import numpy as np
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import FixedLocator
+
+from repro.plots import style as look
+from repro.plots import words
+
+
+def per_network(table, normalize=False):
+    """One row a network (and epoch): its AUC, mean over orders, beside what the table says of it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Cumulative curves merged with history, or a table that has a column `auc` already.
+    normalize : bool
+        Divide each AUC by the accuracy before ablation.
+
+    Returns
+    -------
+    DataFrame with the table's columns, `auc`, and `generalization_error` where both accuracies are known.
+    """
+    words.require(table, "network")
+    keys = ["network", *(["epoch"] if "epoch" in table else [])]
+    if "auc" in table:
+        areas = table.groupby(keys)["auc"].mean()
+    else:
+        from repro.ablation import auc
+
+        words.require(table, "order", "fraction_ablated", "accuracy")
+        areas = auc(table, by=[*keys, "order"], normalize=normalize).groupby(level=keys).mean()
+    rows = table.drop_duplicates(keys).set_index(keys).assign(auc=areas).reset_index()
+    if {"train_accuracy", "test_accuracy"} <= set(rows) and "generalization_error" not in rows:
+        rows["generalization_error"] = rows["train_accuracy"] - rows["test_accuracy"]
+    return rows
+
+
+def scatter(ax, table, x, y, hue=None, lines=False):
+    """Draw one dot a row, with Spearman's rank correlation in the emptiest corner.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    table : DataFrame
+        Rows where x or y is missing (dead units) are left out, and the note says how many.
+    x, y : str
+        Columns.
+    hue : str, optional
+        Column for the colours; "layer" is coloured by depth.
+    lines : bool
+        Draw a regression line (least squares) for each level of `hue`; one for all where there is no hue, or
+        one with many values (but for the layer).
+    """
+    data = table.assign(_x=words.values(table, x), _y=words.values(table, y))
+    if hue == "layer":
+        hue, data = "depth", data.assign(depth=words.depth(table))
+    data = data[np.isfinite(data["_x"]) & np.isfinite(data["_y"])]
+    if data.empty:
+        raise ValueError(f"table: expected rows with finite {x} and {y}, found none")
+    found = look.levels(data, hue) if hue else [None]
+    palette = look.colors(hue, found) if hue else {None: look.OKABE_ITO[0]}
+    # Shuffled, or the last layer would cover the others; always alike, so that a figure can be drawn again.
+    dots = data.sample(frac=1, random_state=0)
+    size, alpha = _dot(len(dots))
+    ax.scatter(
+        dots["_x"],
+        dots["_y"],
+        s=size,
+        c=dots[hue].map(palette).tolist() if hue else palette[None],
+        alpha=alpha * (0.6 if lines else 1),
+        edgecolors="white" if len(dots) <= 250 else "none",
+        linewidths=0.4,
+        rasterized=len(dots) > 500,
+        zorder=2,
+    )
+    if lines and hue and (hue == "depth" or len(found) <= look.MOST_NAMED):
+        for level in found:
+            _regression(ax, data[data[hue] == level], palette[level], thin=len(found) > 12)
+    elif lines:
+        _regression(ax, data, "#333333", thin=False)
+    ax.set(xlabel=words.label(x), ylabel=words.label(y))
+    look.plain_ticks(ax.xaxis)
+    look.plain_ticks(ax.yaxis)
+    if hue:
+        look.level_key(ax, hue, palette, linestyle="", marker="o")
+    rho = f"{spearman(data['_x'], data['_y']):.2f}".replace("-", "−")
+    look.in_emptiest_corner(ax, f"Spearman ρ = {rho}", data)
+    look.corner_note(ax, words.note(table) + words.left_out(table, data))
+
+
+def spearman(x, y):
+    """Spearman's rank correlation of two Series."""
+    return x.rank().corr(y.rank())
+
+
+def auc_against(ax, table, x="generalization_error", hue=None, normalize=False, lines=False):
+    """Draw the AUC against a property of the network, one dot a network (Figs. 3b, 4c) or snapshot (Fig. 4b).
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    table : DataFrame
+        Cumulative curves merged with history, or one row a network with a column `auc`.
+    x, hue : str
+        Columns, such as "generalization_error" (taken from the two accuracies if absent), "test_loss", "lr".
+    normalize : bool
+        Divide the AUC by the intact accuracy.
+    lines : bool
+        As in `scatter`.
+    """
+    rows = per_network(table, normalize)
+    scatter(ax, rows, x, "auc", hue, lines)
+    ax.set_ylabel(words.label("auc_normalized" if normalize else "auc"))
+    what = "snapshot" if rows["network"].duplicated().any() else "network"
+    look.corner_note(ax, f"{words.note(table)} · one dot a {what}")
+
+
+def importance(ax, table, x="selectivity", y="delta_loss", lines=False):
+    """Draw the importance of units against their selectivity, coloured by depth (Figs. 7, A4).
+
+    Where a few units matter far more than the rest, the y axis is linear about 0 and logarithmic beyond.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    table : DataFrame
+        Selectivity merged with single-unit ablation: network, layer, unit, the columns `x` and `y`.
+    x : str
+        "selectivity" or "mutual_information".
+    y : str
+        "delta_loss" or "delta_accuracy".
+    lines : bool
+        Draw a regression line for each layer (Figs. 7c, 7e).
+    """
+    change = words.values(table, y).dropna()
+    size = change.abs()
+    heavy = size.max() > 12 * max(size.quantile(0.9), 1e-12)
+    if heavy:
+        bend = 10.0 ** np.ceil(np.log10(max(size.quantile(0.75), size.max() * 1e-4)))
+        ax.set_yscale("symlog", linthresh=bend, linscale=0.6)
+    scatter(ax, table, x, y, "layer", lines)
+    if heavy:
+        _symlog_ticks(ax, bend, change)
+    if x == "selectivity":
+        ax.set_xlim(-0.02, 1.02)
+        ax.xaxis.set_major_locator(FixedLocator(np.linspace(0, 1, 6)))
+    text = words.note(table) + words.left_out(table, table.dropna(subset=[x, y]))
+    look.corner_note(ax, text + (f" · y: linear within ±{words.number(bend)}" if heavy else ""))
+
+
+def _dot(n):
+    """Area in points² and opacity of one of n dots."""
+    for most, size, alpha in ((100, 20, 0.9), (500, 11, 0.75), (3000, 5, 0.55)):
+        if n <= most:
+            return size, alpha
+    return 2.5, 0.4
+
+
+def _regression(ax, rows, color, thin):
+    x, y = rows["_x"].to_numpy(), rows["_y"].to_numpy()
+    if len(x) < 3 or np.ptp(x) == 0:
+        return
+    slope, intercept = np.polyfit(x, y, 1)
+    grid = np.linspace(x.min(), x.max(), 60)  # many points: on a symlog axis the line is bent
+    width = 0.9 if thin else 1.5
+    halo = [Stroke(linewidth=width + 1.2, foreground="white", alpha=0.9), Normal()]
+    ax.plot(grid, intercept + slope * grid, color=color, linewidth=width, path_effects=halo, zorder=3)
+
+
+def _symlog_ticks(ax, bend, change):
+    """Ticks at 0 and at a few powers of ten either side, as many as there is room for."""
+    first = int(np.round(np.log10(bend)))
+    ticks = [0.0]
+    for sign, end in ((1, change.max()), (-1, -change.min())):
+        powers = range(first, int(np.floor(np.log10(end))) + 1) if end >= bend else []
+        step = 1 if len(powers) <= 4 else 2
+        ticks += [sign * 10.0**power for power in powers[::step]]
+    ax.yaxis.set_major_locator(FixedLocator(sorted(ticks)))
+    ax.yaxis.set_minor_locator(FixedLocator([]))

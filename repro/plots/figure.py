@@ -1,0 +1,282 @@
+"""A figure of the paper: its panels, what they claim, and the files they are written to."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.transforms import Bbox
+
+from repro.plots import style as look
+
+WIDTH = {1: 3.6, 2: 6.0, 3: 7.6}  # inches for one row of that many panels; 2.5 each beyond
+HEIGHT = 2.9  # inches a row
+MOST_BYTES = 400_000  # of a PNG
+
+
+class Figure:
+    """The panels of one figure in the house style.
+
+    A panel whose networks or tables are not at hand says so in its place; it is not drawn from anything else.
+
+    Parameters
+    ----------
+    name : str
+        Name of the files, such as "fig1".
+    preset : str
+        The tier of the figure; its folder.
+    panels : str
+        Letters in a row, "abc", or rows of them as for `matplotlib.pyplot.subplot_mosaic`, "ab;cd".
+    width, height : float, optional
+        Size in inches.
+
+    Attributes
+    ----------
+    figure : matplotlib Figure
+    verdicts : list of dict
+        What `check` found: the panel and the fields of the verdict.
+    missing : dict
+        Panel to the `repro.experiment.Missing` that kept it from being drawn.
+
+    Notes
+    -----
+    Files go to `$REPRO_FIGURES/<preset>/`, or to `figures/<preset>/` beside the library.
+    """
+
+    def __init__(self, name, preset="digits", panels="a", width=None, height=None):
+        self.name, self.preset = name, preset
+        self.verdicts, self.missing = [], {}
+        self._titles, self._extra, self._panel = {}, {}, None
+        rows = panels.split(";")
+        columns = max(map(len, rows))
+        size = (width or WIDTH.get(columns, 2.5 * columns), height or HEIGHT * len(rows))
+        with look.house():
+            # Not pyplot's: a figure that pyplot knows is shown, half drawn, after every cell of a notebook.
+            self.figure = Canvas(figsize=size, layout="constrained")
+            FigureCanvasAgg(self.figure)
+            self.axes = self.figure.subplot_mosaic(panels)
+            for ax in self.axes.values():
+                ax.set(xlabel="x", ylabel="y")
+            # Laid out once, so that keys and notes know how much room they have.
+            self.figure.draw_without_rendering()
+            for ax in self.axes.values():
+                ax.set(xlabel="", ylabel="", visible=False)
+
+    @property
+    def folder(self):
+        """Where the files go."""
+        root = os.environ.get("REPRO_FIGURES") or Path(__file__).parents[2] / "figures"
+        return Path(root) / self.preset
+
+    @contextlib.contextmanager
+    def panel(self, letter, title=""):
+        """Draw one panel: yields its axes, in the house style.
+
+        Parameters
+        ----------
+        letter : str
+            One of the letters of `panels`.
+        title : str
+            A few words, beside the letter.
+        """
+        if letter not in self.axes:
+            raise ValueError(f"letter: expected one of {', '.join(self.axes)}, found {letter!r}")
+        ax = self.axes[letter]
+        self._empty(letter)
+        ax.set_visible(True)
+        self._titles[letter], self._panel = title, letter
+        before = set(self.figure.axes)
+        try:
+            with look.house():
+                yield ax
+        except Exception as error:
+            from repro.experiment import Missing
+
+            if not isinstance(error, Missing):
+                raise
+            self._extra[letter] = [axes for axes in self.figure.axes if axes not in before]
+            self._empty(letter)
+            self.missing[letter] = error
+            self._say_missing(ax)
+        finally:
+            self._panel = None
+            self._extra[letter] = [axes for axes in self.figure.axes if axes not in before]
+
+    def check(self, claim, table):
+        """Test a claim on a table, show the verdict and remember it.
+
+        Parameters
+        ----------
+        claim : str
+            Such as "C1".
+        table : DataFrame
+            What `repro.claims.check` expects for that claim.
+
+        Returns
+        -------
+        repro.claims.Verdict
+        """
+        from repro.claims import check
+
+        verdict = check(claim, table)
+        _show(verdict)
+        self.verdicts.append({"panel": self._panel, **verdict.to_dict()})
+        return verdict
+
+    def note(self, letter, text):
+        """Replace the small note under a panel, for one that is drawn from several tables."""
+        if letter not in self.axes:
+            raise ValueError(f"letter: expected one of {', '.join(self.axes)}, found {letter!r}")
+        with look.house():
+            look.corner_note(self.axes[letter], text)
+
+    def save(self):
+        """Write the figure, each of its panels, and what was found.
+
+        That is `<name>.png`, `<name>.svg`, `<name><letter>.svg` and `<name>.json`; a notebook shows the
+        picture.
+
+        Returns
+        -------
+        Path of the PNG.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{self.name}.png"
+        with look.house():
+            boxes = self._arrange()
+            for dpi in (200, 150):  # the finer one, unless it is too large to be kept with the code
+                self.figure.savefig(path, dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
+                if path.stat().st_size < MOST_BYTES:
+                    break
+            self.figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+            for letter in self._titles:
+                self._save_panel(letter, boxes[letter])
+        record = json.dumps(self._record(), indent=1, ensure_ascii=False, default=_json)
+        path.with_suffix(".json").write_text(record + "\n", encoding="utf-8")
+        _show_image(path, self.figure.get_figwidth())
+        return path
+
+    def _axes_of(self, letter):
+        return [self.axes[letter], *self._extra.get(letter, [])]
+
+    def _arrange(self):
+        """Put titles above the keys, fit the notes, settle the layout; return each panel's box in inches."""
+        figure, dpi = self.figure, self.figure.dpi
+        figure.set_layout_engine("constrained")
+        figure.draw_without_rendering()
+        panels = {letter: self.axes[letter] for letter in self._titles}
+        # The tallest keys and the widest labels of a y axis: titles and letters of all panels are in line.
+        above, left = 0.0, 14 * dpi / 72
+        for ax in panels.values():
+            above = max([above, *(key.get_window_extent().y1 - ax.bbox.y1 for key in look.keys(ax))])
+            if (box := ax.yaxis.get_tightbbox(figure.canvas.get_renderer())) is not None:
+                left = max(left, ax.bbox.x0 - box.x0)
+        for letter, ax in panels.items():
+            pad = 5 + above * 72 / dpi
+            ax.set_title(self._titles[letter], loc="left", pad=pad)
+            if old := look.named(ax, "letter"):
+                old.remove()
+            where = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+            bold = {"size": 10, "weight": "bold", "va": "baseline", "ha": "left", "gid": "letter"}
+            ax.annotate(letter, (0, 1), (-left * 72 / dpi, pad), **where, **bold)
+        figure.draw_without_rendering()
+        for letter, ax in panels.items():
+            for axes in self._axes_of(letter):
+                look.fit_labels(axes)
+            if note := look.named(ax, "note"):
+                look.corner_note(ax, note.get_text())
+            if note := look.named(ax, "missing"):
+                lines = [look.wrap(line, 0.85 * look.width(ax), 7) for line in note.get_text().split("\n")]
+                note.set_text("\n".join(lines))
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # a panel saved by itself keeps its shape
+        renderer = figure.canvas.get_renderer()
+        boxes = {}
+        for letter in panels:
+            box = Bbox.union([axes.get_tightbbox(renderer) for axes in self._axes_of(letter)])
+            boxes[letter] = box.padded(4 * dpi / 72).transformed(figure.dpi_scale_trans.inverted())
+        return boxes
+
+    def _save_panel(self, letter, box):
+        mine = self._axes_of(letter)
+        others = [axes for axes in self.figure.axes if axes not in mine and axes.get_visible()]
+        for axes in others:
+            axes.set_visible(False)
+        self.figure.savefig(
+            self.folder / f"{self.name}{letter}.svg", bbox_inches=box, metadata={"Date": None}
+        )
+        for axes in others:
+            axes.set_visible(True)
+
+    def _empty(self, letter):
+        """Forget what a panel showed: its cell is run again, or its results are missing half way."""
+        with look.house():  # clearing brings back what the current style says of axes
+            self.axes[letter].clear()
+        for axes in self._extra.pop(letter, []):
+            axes.remove()
+        self.missing.pop(letter, None)
+        self.verdicts = [verdict for verdict in self.verdicts if verdict["panel"] != letter]
+
+    def _say_missing(self, ax):
+        """Say in grey, in the empty axes, which command would fill them."""
+        ax.set(xticks=[], yticks=[], facecolor="#f7f7f7")
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+        text = f"results not in data/ yet —\nrepro figures {self.name} --preset {self.preset} --fresh"
+        middle = {"ha": "center", "va": "center", "transform": ax.transAxes, "linespacing": 1.6}
+        ax.text(0.5, 0.5, text, size=7, color=look.GREY, gid="missing", **middle)
+
+    def _record(self):
+        notes = {letter: look.named(self.axes[letter], "note") for letter in self._titles}
+        return {
+            "figure": self.name,
+            "preset": self.preset,
+            "panels": {
+                letter: {
+                    "title": title,
+                    "note": notes[letter] and notes[letter].get_text().replace("\n", " · "),
+                }
+                for letter, title in self._titles.items()
+            },
+            "missing": {
+                letter: {
+                    "networks": [network.key for network in error.networks],
+                    "tables": list(error.tables),
+                }
+                for letter, error in self.missing.items()
+            },
+            "verdicts": self.verdicts,
+        }
+
+
+def _json(value):
+    """What json cannot write: numpy's numbers and arrays as Python's, anything else as text."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
+
+
+def _notebook():
+    """Whether this runs in the kernel of a notebook."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return hasattr(get_ipython(), "kernel")
+
+
+def _show(verdict):
+    if _notebook():
+        from IPython.display import display
+
+        display(verdict)
+    else:
+        print(verdict)
+
+
+def _show_image(path, inches):
+    if _notebook():
+        from IPython.display import Image, display
+
+        display(Image(filename=str(path), width=round(inches * 110)))

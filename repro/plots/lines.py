@@ -1,0 +1,252 @@
+"""Accuracy under cumulative ablation (Figs. 1, 3a, 5, A1) and noise (Fig. 2); a training run (Fig. 4a)."""
+
+import numpy as np
+from matplotlib.ticker import FixedLocator, LogLocator
+
+from repro.plots import style as look
+from repro.plots import words
+from repro.plots.dots import per_network
+
+DASHES = ["-", (0, (3, 1.6)), (0, (1, 1.3)), (0, (4, 1.3, 1, 1.3))]
+
+
+def spread(table, x, y, over, by=()):
+    """Mean and SD of `y` at each `x`: over the repeats of each network, then averaged over networks.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With columns `network`, `x`, `y` and those of `over` and `by`.
+    over : str
+        The repeats within a network: "order" or "repeat".
+    by : sequence of str
+        Columns whose levels are kept apart.
+
+    Returns
+    -------
+    DataFrame with columns *by, x, mean, std (of n − 1; 0 for a single repeat).
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, if rows differ in something that is not named, or if the networks of one level
+        were not measured at the same `x`.
+    """
+    words.require(table, "network", x, y, over, *by)
+    keys = [*by, "network", over, x]
+    if table.duplicated(keys).any():
+        raise ValueError(
+            f"table: expected one row for each {', '.join(keys)}; what else differs must be hue or style"
+        )
+    table = table.assign(**{x: table[x].astype(float).round(9)})
+    networks = table.groupby([*by, "network", x], sort=False)[y].agg(["mean", "std"]).fillna({"std": 0.0})
+    points = networks.groupby([*by, x])
+    counts = points.size().reset_index(name="networks").assign(all="table")
+    if (counts.groupby(list(by) or "all")["networks"].nunique() > 1).any():
+        raise ValueError(
+            f"{x}: expected the same values for all networks{' of one ' if by else ''}{' and '.join(by)}"
+        )
+    return points.mean().reset_index()
+
+
+def curves(ax, table, hue=None, style=None, y="accuracy", vlines=(), each=False):
+    """Draw accuracy against the fraction of units ablated, the band one SD over orders (Figs. 1, 3a, 5, A1).
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    table : DataFrame
+        Of the analysis "cumulative": network, order, fraction_ablated, the column `y`.
+    hue, style : str, optional
+        Columns told apart by colour and by dashes.
+    y : str
+        "accuracy", "accuracy_top5" or "loss".
+    vlines : sequence of float
+        Where to draw dashed vertical lines; a level of `hue` gives its line its colour (Fig. 5a).
+    each : bool
+        Draw a thin line for every network in place of the band (Fig. 3a).
+    """
+    palette = _lines(ax, table, "fraction_ablated", y, "order", hue, style, each)
+    for x in vlines:
+        color = next((color for level, color in palette.items() if level == x), look.GREY)
+        ax.axvline(x, color=color, linewidth=0.9, linestyle=(0, (4, 2.5)), zorder=1.5)
+    ax.set_xlim(0, 1)
+    look.plain_ticks(ax.xaxis)
+    # The number beside the fraction, where there is but one.
+    units = table.groupby("network")["n_ablated"].max().unique() if "n_ablated" in table else []
+    total = f" of {units[0]:,.0f}" if len(units) == 1 and table["fraction_ablated"].max() == 1 else ""
+    ax.set_xlabel(f"units ablated (fraction{total})")
+    _accuracy_axis(ax, y)
+    look.corner_note(ax, f"{words.note(table)} · {'thin: each network' if each else 'band: SD over orders'}")
+
+
+def noise(ax, table, hue=None, style=None, y="accuracy"):
+    """Draw accuracy against the scale of the noise on every unit, on a logarithmic axis (Fig. 2).
+
+    Accuracy without noise has no place on that axis: dots at the left edge show it, over a tick labelled 0.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    table : DataFrame
+        Of the analysis "noise": network, repeat, scale, the column `y`.
+    hue, style : str, optional
+        Columns told apart by colour and by dashes.
+    y : str
+        "accuracy", "accuracy_top5" or "loss".
+    """
+    words.require(table, "scale")
+    noisy = table[table["scale"] > 0]
+    if noisy.empty:
+        raise ValueError("table: expected rows with scale > 0, found none")
+    palette = _lines(ax, noisy, "scale", y, "repeat", hue, style, each=False)
+    low, high = noisy["scale"].min(), noisy["scale"].max()
+    ax.set_xscale("log")
+    ticks = [tick for tick in LogLocator().tick_values(low, high) if low * 0.99 <= tick <= high * 1.01]
+    left = low
+    if (table["scale"] == 0).any():
+        zero = low / (high / low) ** 0.13
+        left = zero / (high / low) ** 0.08
+        intact = table[table["scale"] == 0]
+        # Side by side, for intact networks are often equally accurate.
+        beside = np.linspace(-0.045, 0.045, len(palette)) if len(palette) > 1 else [0.0]
+        for shift, level in zip(beside, palette, strict=True):
+            mean = _where(intact, {hue: level} if hue else {}).groupby("network")[y].mean().mean()
+            dot = {
+                "color": palette[level],
+                "markersize": 3.4,
+                "markeredgewidth": 0,
+                "clip_on": False,
+                "zorder": 3,
+            }
+            ax.plot(zero * (high / low) ** shift, mean * words.LABELS.get(y, ("", 1))[1], "o", **dot)
+        ticks = [zero, *ticks]
+        # The axis is broken between 0 and where the logarithm begins.
+        gap = {"marker": [(-1, -2), (1, 2)], "markersize": 6, "markeredgewidth": 0.7, "color": "#888888"}
+        ax.plot(low / (high / low) ** 0.05, 0, transform=ax.get_xaxis_transform(), clip_on=False, **gap)
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    minor = LogLocator(subs=range(2, 10)).tick_values(low, high)
+    ax.xaxis.set_minor_locator(FixedLocator(minor[(minor >= low) & (minor <= high)]))
+    ax.xaxis.set_major_formatter(lambda x, _: "0" if x < low * 0.99 else words.number(x))
+    ax.set_xlim(left, high * 1.05)
+    ax.set_xlabel(words.label("scale"))
+    _accuracy_axis(ax, y)
+    look.corner_note(ax, f"{words.note(table)} · band: SD over runs")
+
+
+def training(ax, table, log=True, normalize=False):
+    """Draw training and test loss (left axis) and the AUC (right axis) against the epoch (Fig. 4a).
+
+    Means over networks with bands of one SD; dotted lines mark the lowest test loss and the highest AUC.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    table : DataFrame
+        network, epoch, train_loss, test_loss, and either `auc` or cumulative curves to take it from.
+    log : bool
+        Whether epochs stand on a logarithmic axis.
+    normalize : bool
+        Whether the AUC is divided by the intact accuracy.
+
+    Returns
+    -------
+    Axes of the AUC, on the right.
+    """
+    data = per_network(table, normalize)
+    words.require(data, "epoch", "train_loss", "test_loss")
+    right = ax.twinx()
+    series = {
+        "training loss": (ax, "train_loss", look.OKABE_ITO[4], "-"),
+        "test loss": (ax, "test_loss", look.OKABE_ITO[0], "-"),
+        "AUC": (right, "auc", look.OKABE_ITO[5], "-"),
+    }
+    entries = {}
+    for name, (axes, column, color, dashes) in series.items():
+        points = data.groupby("epoch")[column].agg(["mean", "std"]).fillna({"std": 0.0})
+        axes.plot(points.index, points["mean"], color=color, linestyle=dashes)
+        low, high = points["mean"] - points["std"], points["mean"] + points["std"]
+        axes.fill_between(points.index, low, high, color=color, alpha=0.18, linewidth=0)
+        entries[name] = {"color": color, "linestyle": dashes}
+        if column != "train_loss":
+            best = points["mean"].idxmax() if column == "auc" else points["mean"].idxmin()
+            ax.axvline(best, color=color, linewidth=0.8, linestyle=(0, (1, 1.6)), zorder=1.2)
+            dot = {"markeredgecolor": "white", "markeredgewidth": 0.7, "zorder": 4}
+            axes.plot(best, points["mean"][best], "o", color=color, **dot)
+    if log:
+        _log_epochs(ax, data["epoch"])
+    ax.set_xlim(data["epoch"].min(), data["epoch"].max())
+    ax.set_ylim(bottom=0)
+    for axis in (ax.xaxis, ax.yaxis, right.yaxis):
+        look.plain_ticks(axis)
+    right.grid(False)
+    right.spines["right"].set_visible(True)
+    right.spines["bottom"].set_visible(False)
+    right.spines["left"].set_visible(False)
+    right.set_ylabel(words.label("auc_normalized" if normalize else "auc"), color=look.OKABE_ITO[5])
+    ax.set(xlabel="epoch", ylabel="loss (nats)")
+    look.key(ax, "mean over networks (AUC: right axis)", entries)
+    look.corner_note(
+        ax, f"{words.note(table)} · band: SD over networks · dotted: lowest test loss, highest AUC"
+    )
+    return right
+
+
+def _log_epochs(ax, epochs):
+    """A logarithmic axis of epochs; the untrained network, after epoch 0, stands left of the first."""
+    first, last = epochs[epochs > 0].min(), epochs.max()
+    if untrained := epochs.min() == 0:
+        ax.set_xscale("symlog", linthresh=first, linscale=0.3)
+    else:
+        ax.set_xscale("log")
+    steps = LogLocator(subs=(1, 2, 5) if last < 100 * first else (1, 3)).tick_values(first, last)
+    ax.xaxis.set_major_locator(FixedLocator([0] * bool(untrained) + [t for t in steps if first <= t <= last]))
+    ax.xaxis.set_minor_locator(FixedLocator([]))
+
+
+def _lines(ax, table, x, y, over, hue, style, each):
+    """Draw a line with its band for each level of hue and style, and the keys; return the colours of hue."""
+    by = list(dict.fromkeys(column for column in (hue, style) if column))
+    factor = words.LABELS.get(y, ("", 1))[1]
+    points = spread(table, x, y, over, by)
+    palette = look.colors(hue, look.levels(table, hue)) if hue else {None: look.OKABE_ITO[0]}
+    dashes = dict(zip(look.levels(table, style), DASHES, strict=False)) if style else {None: DASHES[0]}
+    thin = {"linewidth": 0.6, "alpha": 0.55, "zorder": 2.2}
+    if style and len(dashes) < len(look.levels(table, style)):
+        raise ValueError(f"style: expected a column of at most {len(DASHES)} levels, {style!r} has more")
+    for level, color in palette.items():
+        for kind, dash in dashes.items():
+            chosen = {column: value for column, value in ((hue, level), (style, kind)) if column}
+            rows = _where(points, chosen)
+            if rows.empty:
+                continue
+            mean, std = rows["mean"] * factor, rows["std"] * factor
+            ax.plot(rows[x], mean, color=color, linestyle=dash, zorder=2.5)
+            if each:
+                for _, network in _where(table, chosen).groupby("network"):
+                    line = network.groupby(x)[y].mean() * factor
+                    ax.plot(line.index, line, color=color, linestyle=dash, **thin)
+            else:
+                band = {"color": color, "alpha": 0.2, "linewidth": 0, "zorder": 2}
+                ax.fill_between(rows[x], mean - std, mean + std, **band)
+    if hue:
+        look.level_key(ax, hue, palette, linestyle="-")
+    if style:
+        names = [words.level_name(style, kind) for kind in dashes]
+        grey = [{"color": look.GREY, "linestyle": dash} for dash in dashes.values()]
+        look.key(ax, words.label(style), dict(zip(names, grey, strict=True)))
+    return palette
+
+
+def _where(table, chosen):
+    for column, value in chosen.items():
+        table = table[table[column] == value]
+    return table
+
+
+def _accuracy_axis(ax, y):
+    if y.startswith("accuracy"):
+        ax.set_ylim(0, 103)  # room for the line of an intact network
+        ax.yaxis.set_major_locator(FixedLocator(range(0, 101, 20)))
+    look.plain_ticks(ax.yaxis)
+    ax.set_ylabel(words.label(y))

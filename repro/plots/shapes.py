@@ -1,0 +1,120 @@
+"""How a property of units is distributed: with and without batch norm (Fig. 6), layer by layer (Fig. A2)."""
+
+import numpy as np
+
+from repro.plots import style as look
+from repro.plots import words
+
+
+def density(sample, grid, low=-np.inf, high=np.inf):
+    """Gaussian kernel density of a sample on a grid, reflected at the bounds: none of it is lost beyond them.
+
+    Bandwidth by Silverman's rule, at least 1 % of the grid's length.
+
+    Parameters
+    ----------
+    sample, grid : array (n,), array (m,)
+    low, high : float
+        The bounds of what the sample can be.
+
+    Returns
+    -------
+    array (m,), which integrates to 1 between the bounds.
+    """
+    sample = np.asarray(sample, dtype=float)
+    quarter, three_quarters = np.quantile(sample, [0.25, 0.75])
+    scale = min(sample.std(), (three_quarters - quarter) / 1.34) or sample.std()
+    width = max(0.9 * scale * len(sample) ** -0.2, 0.01 * np.ptp(grid))
+    mirrored = [sample] + [2 * bound - sample for bound in (low, high) if np.isfinite(bound)]
+    z = (grid[:, None] - np.concatenate(mirrored)) / width  # (m, up to 3 n)
+    return np.exp(-0.5 * z * z).sum(1) / (len(sample) * width * np.sqrt(2 * np.pi))
+
+
+def distributions(ax, table, column="selectivity", hue="batch_norm"):
+    """Draw how a column is distributed over units: bold for all networks together, thin for each (Fig. 6).
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    table : DataFrame
+        Of the analysis "selectivity"; dead units (NaN) are left out, and the note says how many.
+    column : str
+        "selectivity" or "mutual_information".
+    hue : str
+        Column whose levels are compared; the dashed lines stand at their medians.
+    """
+    data, grid, low, high = _alive(table, column)
+    words.require(data, "network", hue)
+    palette = look.colors(hue, look.levels(data, hue))
+    entries = {}
+    thin = {"linewidth": 0.6, "alpha": 0.55, "zorder": 2}
+    dashed = {"linewidth": 1, "dashes": (3, 1.8), "zorder": 3}
+    for level, color in palette.items():
+        rows = data[data[hue] == level]
+        for _, network in rows.groupby("network"):
+            ax.plot(grid, density(network["_x"], grid, low, high), color=color, **thin)
+        pooled = density(rows["_x"], grid, low, high)
+        median = rows["_x"].median()
+        ax.fill_between(grid, pooled, color=color, alpha=0.13, linewidth=0, zorder=1.5)
+        ax.plot(grid, pooled, color=color, linewidth=1.9, zorder=3)
+        ax.plot([median, median], [0, np.interp(median, grid, pooled)], color=color, **dashed)
+        entries[f"{words.level_name(hue, level)} (median {median:.2f})"] = {"color": color, "linewidth": 1.9}
+    ax.set_xlim(grid[0], grid[-1])
+    ax.set_ylim(bottom=0)
+    look.plain_ticks(ax.xaxis)
+    look.plain_ticks(ax.yaxis)
+    per = " (per bit)" if column == "mutual_information" else ""
+    ax.set(xlabel=words.label(column), ylabel=f"density of units{per}")
+    look.key(ax, words.label(hue), entries)
+    look.corner_note(ax, f"{words.note(table)} · thin: each network{words.left_out(table, data)}")
+
+
+def by_depth(ax, table, column="selectivity"):
+    """Draw how a column is distributed in every layer, a ridge each, the first at the bottom (Fig. A2).
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    table : DataFrame
+        Of the analysis "selectivity", layers in forward order; dead units (NaN) are left out.
+    column : str
+        "selectivity" or "mutual_information". The dots stand at the layers' medians.
+    """
+    data, grid, low, high = _alive(table.assign(depth=words.depth(table)), column)
+    layers = look.levels(data, "depth")
+    palette = look.colors("depth", layers)
+    ridges = {layer: density(rows["_x"], grid, low, high) for layer, rows in data.groupby("depth")}
+    # Ridges have equal areas; a tall one reaches over 0.9 layers where there are two, over 3 of forty-nine.
+    overlap = np.interp(len(layers), [2, 11, 49], [0.9, 1.9, 3.2])
+    unit = overlap / np.quantile([ridge.max() for ridge in ridges.values()], 0.8)
+    thin = np.interp(len(layers), [11, 49], [0.8, 0.5])
+    for layer in reversed(layers):  # lower ridges in front of higher ones
+        ridge = layer + np.minimum(unit * ridges[layer], 1.6 * overlap)
+        order = 2 + (len(layers) - layers.index(layer)) / len(layers)
+        ax.fill_between(grid, layer, ridge, color=palette[layer], alpha=0.85, linewidth=0, zorder=order)
+        ax.plot(grid, ridge, color="white", linewidth=thin, zorder=order)
+    medians = data.groupby("depth")["_x"].median()
+    size = np.interp(len(layers), [2, 11, 49], [4, 3.2, 2])
+    ax.plot(medians, medians.index, "o", color="#222222", markersize=size, markeredgecolor="white",
+            markeredgewidth=0.4, zorder=4)  # fmt: skip
+    ax.set_xlim(grid[0], grid[-1])
+    ax.set_ylim(layers[0] - 0.3, None)
+    step = next(step for step in (1, 2, 5, 10, 20, 50) if len(layers) / step <= 12)
+    ax.set_yticks([layer for layer in layers if step == 1 or layer == 1 or layer % step == 0])
+    ax.grid(False, axis="y")
+    look.plain_ticks(ax.xaxis)
+    ax.set(xlabel=words.label(column), ylabel="layer (depth)")
+    look.corner_note(ax, f"{words.note(table)} · dot: median{words.left_out(table, data)}")
+
+
+def _alive(table, column):
+    """The rows with a value (in a column `_x`), a grid over what it can be, and the bounds of that."""
+    data = table.assign(_x=words.values(table, column))
+    data = data[np.isfinite(data["_x"])]
+    if data.empty:
+        raise ValueError(f"table: expected units with a {column}, found none (all dead)")
+    low = 0.0 if data["_x"].min() >= 0 else -np.inf
+    high = 1.0 if column == "selectivity" else np.inf
+    left = 0.0 if low == 0 else data["_x"].min()
+    right = high if np.isfinite(high) else left + 1.04 * (data["_x"].max() - left or 1.0)
+    return data, np.linspace(left, right, 160), low, high

@@ -1,0 +1,206 @@
+"""Words for what a table holds: axis labels with units, names of levels, layers by depth, notes."""
+
+import re
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+
+# column: (label with its unit, factor from the table's unit to the label's)
+LABELS = {
+    "accuracy": ("accuracy (%)", 100),
+    "accuracy_top5": ("top-5 accuracy (%)", 100),
+    "train_accuracy": ("training accuracy (%)", 100),
+    "test_accuracy": ("test accuracy (%)", 100),
+    "generalization_error": ("generalization error (% points)", 100),
+    "loss": ("loss (nats)", 1),
+    "train_loss": ("training loss (nats)", 1),
+    "test_loss": ("test loss (nats)", 1),
+    "delta_loss": ("change in test loss (nats)", 1),
+    "delta_accuracy": ("change in test accuracy (% points)", 100),
+    "auc": ("AUC (raw)", 1),
+    "auc_normalized": ("AUC (÷ intact accuracy)", 1),
+    "fraction_ablated": ("units ablated (fraction)", 1),
+    "n_ablated": ("units ablated (number)", 1),
+    "scale": ("noise (standard deviations of the unit)", 1),
+    "selectivity": ("class selectivity", 1),
+    "mutual_information": ("mutual information (bits)", 1),
+    "l1_norm": ("L1 norm of the unit's weights", 1),
+    "corruption": ("corrupted labels (%)", 100),
+    "dropout": ("dropout (fraction)", 1),
+    "lr": ("learning rate", 1),
+    "batch_size": ("batch size (images)", 1),
+    "batch_norm": ("batch norm", 1),
+    "value": ("ablated to", 1),
+    "n_train": ("training images", 1),
+    "depth": ("layer (depth)", 1),
+}
+MODELS = {"mlp": "MLP", "convnet": "ConvNet", "resnet50": "ResNet-50"}
+
+# What recipes can differ in, but for `seed`: networks that differ in it alone are repeats.
+SETTINGS = [
+    *("dataset", "n_train", "model", "width", "strides", "batch_norm", "dropout", "init", "corruption"),
+    *("optimizer", "lr", "momentum", "weight_decay", "schedule", "batch_size", "epochs", "precision"),
+]
+
+
+def label(column):
+    """Name a column in plain words, with its unit."""
+    return LABELS.get(column, (str(column).replace("_", " "), 1))[0]
+
+
+def values(table, column):
+    """The column in the unit of its label, as floats."""
+    require(table, column)
+    return table[column].astype(float) * LABELS.get(column, ("", 1))[1]
+
+
+def require(table, *columns):
+    """Raise a ValueError that names the first of `columns` that `table` lacks, and those that it has."""
+    for column in columns:
+        if column not in table:
+            found = ", ".join(map(str, table.columns))
+            raise ValueError(f"table: expected a column {column!r}, found {found}")
+
+
+def level_name(column, level):
+    """Name one level of a column for a key: 0.2 of `corruption` is "20", True of `batch_norm` is "with"."""
+    if isinstance(level, bool | np.bool_):
+        return "with" if level else "without"
+    if column == "dataset":
+        return dataset_name(level)
+    if column == "model":
+        return MODELS.get(level, level)
+    if isinstance(level, int | float | np.number):
+        return number(level * LABELS.get(column, ("", 1))[1])
+    return str(level)
+
+
+def number(x):
+    """Write a number as briefly as it can be read, with a true minus sign."""
+    return f"{x:.4g}".replace("-", "−")
+
+
+def rough(x):
+    """Write a number for the end of a range: two digits are enough below 1."""
+    return number(float(f"{x:.2g}") if abs(x) < 1 else x)
+
+
+def depth(table):
+    """Depth of each row's layer: 1 for the first layer of the network, counted in the order of appearance.
+
+    Layers have the names of a traced graph (`relu3`, `layer2.1.relu_2`), which say little to a reader.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With a column `layer`; the layers of each network stand in forward order.
+
+    Returns
+    -------
+    Series of int, with the index of `table`.
+    """
+    require(table, "layer")
+    return pd.Series(pd.factorize(table["layer"])[0] + 1, index=table.index, name="depth")
+
+
+def layer_name(table, layer):
+    """Name a layer by its depth: "layer 3"."""
+    depths = dict(zip(table["layer"], depth(table), strict=True))
+    if layer not in depths:
+        raise ValueError(f"layer: expected one of {', '.join(map(str, depths))}, found {layer!r}")
+    return f"layer {depths[layer]}"
+
+
+def dataset_name(name):
+    """Name a data set without where it lies: "folder:path/to/cifar10-jpeg" is "cifar10-jpeg"."""
+    return str(name).removeprefix("folder:").rstrip("/").rsplit("/", 1)[-1]
+
+
+def note(table):
+    """Say in one line what a table was made from.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `repro.experiment.measure` returns it. What differs from row to row is given as a range, if at all;
+        a column that is not there is not mentioned.
+
+    Returns
+    -------
+    str, such as "digits · MLP 2×128 · 90 epochs · 4 networks × 10 orders".
+    """
+    parts = []
+    if "dataset" in table:
+        parts.append(" + ".join(dataset_name(name) for name in table["dataset"].unique()))
+    if "n_train" in table and (sizes := table["n_train"].dropna()).size:
+        parts.append(f"{_range(sizes, ',.0f')} training images")
+    if "model" in table:
+        parts.append(" + ".join(_model(name, rows) for name, rows in table.groupby("model", sort=False)))
+    if "batch_norm" in table and not table["batch_norm"].any() and "mlp" not in set(table.get("model", ())):
+        parts.append("no batch norm")
+    if "dropout" in table and table["dropout"].max() > 0:
+        parts.append(f"dropout {_range(table['dropout'])}")
+    if "corruption" in table and table["corruption"].nunique() == 1 and table["corruption"].iloc[0] > 0:
+        parts.append(f"{_range(table['corruption'] * 100)} % of labels corrupted")
+    if "lr" in table and table["lr"].nunique() > 1:
+        parts.append(f"learning rate {rough(table['lr'].min())}–{rough(table['lr'].max())}")
+    if "epochs" in table:
+        early = "epoch" in table and (table["epoch"] != table["epochs"]).any()  # snapshots along training
+        parts.append(
+            (f"after {_range(table['epoch'])} of " if early else "") + _count(table["epochs"], "epoch")
+        )
+    if "network" in table:
+        parts.append(_networks(table))
+    return " · ".join(parts)
+
+
+def _range(column, form=".4g"):
+    low, high = format(column.min(), form), format(column.max(), form)
+    return low if low == high else f"{low}–{high}"
+
+
+def _count(column, thing):
+    """ "1 order", "10 orders", "60–90 epochs"."""
+    return f"{_range(column, ',.0f')} {thing}" + ("" if column.max() == 1 else "s")
+
+
+def _model(model, rows):
+    """ "MLP 2×128", "MLP 512-256", "MLP 2×128 to 2×512", "ConvNet 1/8 width"."""
+    name = MODELS.get(model, model)
+    if "width" not in rows:
+        return name
+    # A width may be a number, several numbers, or either as text once models of both kinds share a column.
+    widths = {tuple(map(float, re.findall(r"[\d.]+", str(w)))) for w in rows["width"].map(_plain)}
+    if model != "mlp":
+        widths = [Fraction(w[0]).limit_denominator(64) if w else Fraction(1) for w in sorted(widths)]
+        ends = ["full" if w == 1 else str(w) for w in widths[:1] + widths[1:][-1:]]
+        return f"{name} {' to '.join(ends)} width"
+    widths = sorted(w * 2 if len(w) == 1 else w for w in widths if w)
+    shapes = [f"{len(w)}×{w[0]:g}" if len(set(w)) == 1 else "-".join(f"{n:g}" for n in w) for w in widths]
+    return f"{name} {' to '.join(shapes[:1] + shapes[1:][-1:])}".rstrip()
+
+
+def _plain(width):
+    return np.asarray(width).tolist() if isinstance(width, list | tuple | np.ndarray) else width
+
+
+def _networks(table):
+    """ "24 networks (4 per setting) × 10 orders"."""
+    networks = table.drop_duplicates("network")
+    text = _count(pd.Series([len(networks)]), "network")
+    settings = [networks[column].map(str) for column in SETTINGS if column in networks]
+    if settings and len(networks) > 1:
+        repeats = networks.groupby(settings).size()
+        if len(repeats) > 1 and repeats.max() > 1:
+            text += f" ({_range(repeats, '.0f')} per setting)"
+    for column, thing in (("order", "order"), ("repeat", "run")):
+        if column in table:
+            text += f" × {_count(table.groupby('network')[column].nunique(), thing)}"
+    return text
+
+
+def left_out(table, drawn):
+    """Say which share of the table's units is not drawn, being dead: "" if none is."""
+    share = 1 - len(drawn) / len(table)
+    return f" · without dead units ({share:.1%})" if share else ""

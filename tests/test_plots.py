@@ -1,0 +1,627 @@
+"""Pictures from synthetic tables: files, sizes, bands, notes; no text is cut off or covers another."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+
+from repro import plots
+from repro.experiment import Missing
+from repro.training import Recipe
+
+# ------------------------------------------------------------------------------------------- synthetic tables
+
+
+def recipe(network, **fields):
+    """The columns that a measured table has for every network."""
+    given = {
+        "dataset": "digits", "n_train": None, "model": "mlp", "width": 128, "strides": None,
+        "batch_norm": True, "dropout": 0.0, "init": "he", "corruption": 0.0, "optimizer": "sgd", "lr": 0.1,
+        "momentum": 0.9, "weight_decay": 0.0, "schedule": "constant", "batch_size": 128, "epochs": 90,
+        "precision": "float32", "seed": 0,
+    }  # fmt: skip
+    given |= {"epoch": fields.get("epochs", 90)} | fields
+    return {"network": network} | given
+
+
+def cumulative(
+    settings, networks=4, orders=10, steps=20, units=256, robust=lambda fields: 0.75, seed=0, **fields
+):
+    """Curves that fall from 1 to chance about the fraction `robust` gives, give or take."""
+    random, rows = np.random.default_rng(seed), []
+    for setting in settings:
+        for s in range(networks):
+            given = recipe(f"{setting}{s}", seed=s, **(fields | setting))
+            middle = robust(given) + random.normal(0, 0.02)
+            for order in range(orders):
+                own = middle + random.normal(0, 0.025)
+                for n in np.unique(np.round(np.linspace(0, units, steps + 1)).astype(int)):
+                    x = n / units
+                    accuracy = 0.1 + 0.9 / (1 + np.exp((x - own) / (0.035 + 0.12 * middle)))
+                    point = {"order": order, "n_ablated": n, "fraction_ablated": x, "accuracy": accuracy}
+                    rows.append(given | point | {"loss": -np.log(accuracy)})
+    return pd.DataFrame(rows)
+
+
+CORRUPTIONS = [{"corruption": c} for c in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+
+
+def corrupted(**fields):
+    return cumulative(CORRUPTIONS, robust=lambda f: 0.72 - 0.55 * f["corruption"] ** 0.7, **fields)
+
+
+def noisy(networks=4, repeats=10, seed=0):
+    random, rows = np.random.default_rng(seed), []
+    for setting in CORRUPTIONS:
+        for s in range(networks):
+            given = recipe(f"{setting}{s}", seed=s, **setting)
+            for repeat in range(repeats):
+                half = 1.6 * np.exp(-1.8 * setting["corruption"] + random.normal(0, 0.06))
+                for scale in [0.0, *np.geomspace(10**-1.5, 10, 16)]:
+                    accuracy = 0.1 + 0.9 / (1 + (scale / half) ** 2.6)
+                    rows.append(
+                        given | {"repeat": repeat, "scale": scale, "accuracy": accuracy, "loss": 1 - accuracy}
+                    )
+    return pd.DataFrame(rows)
+
+
+def sweep(networks=96, seed=0):
+    """One row a network: AUC, accuracies, losses, over learning rates and batch sizes."""
+    random, rows = np.random.default_rng(seed), []
+    for i in range(networks):
+        lr, better = 10 ** random.uniform(-3, -0.5), random.random()
+        given = recipe(
+            f"n{i}", lr=lr, seed=i % 2, model="convnet", width=0.25, dataset="folder:cifar10-jpeg", epochs=100
+        )
+        auc = 0.35 + 0.35 * better + random.normal(0, 0.03)
+        measured = {
+            "train_accuracy": 1.0,
+            "test_accuracy": 0.62 + 0.22 * better,
+            "test_loss": 2 - 1.1 * better,
+        }
+        rows.append(given | measured | {"auc": auc})
+    return pd.DataFrame(rows)
+
+
+def run(networks=4, seed=0):
+    """Losses and AUC over the epochs of a few networks."""
+    random, rows = np.random.default_rng(seed), []
+    for s in range(networks):
+        shift = random.normal(0, 0.05)
+        for epoch in (1, 2, 3, 5, 8, 13, 21, 34, 55, 90):
+            train = 2.2 * epoch ** (-0.95 + shift)
+            test = 1.9 * epoch**-0.75 + 0.004 * epoch + 0.1 + shift / 10
+            auc = 0.3 + 0.32 * (1 - np.exp(-epoch / 6)) - 0.0014 * epoch + shift / 3
+            rows.append(
+                recipe(f"n{s}", seed=s, width=2048, epoch=epoch)
+                | {"train_loss": train, "test_loss": test, "auc": auc}
+            )
+    return pd.DataFrame(rows)
+
+
+def units(layers, per_layer=64, networks=1, seed=0, **fields):
+    """Selectivity, mutual information, importance and L1 norm of units, some of them dead."""
+    random, tables = np.random.default_rng(seed), []
+    for s in range(networks):
+        for i, layer in enumerate(layers):
+            deep = i / max(len(layers) - 1, 1)
+            selectivity = random.beta(1.5 + 3 * deep, 5 - 3.2 * deep, per_layer)
+            selectivity[random.random(per_layer) < 0.03] = np.nan
+            information = np.clip(0.3 + 1.2 * selectivity + random.normal(0, 0.25, per_layer), 0, np.log2(10))
+            delta = random.lognormal(-7 - 3 * deep, 1.6, per_layer) * random.choice(
+                [1, 1, 1, -0.4], per_layer
+            )
+            table = pd.DataFrame(
+                {
+                    "layer": layer,
+                    "unit": range(per_layer),
+                    "selectivity": selectivity,
+                    "mutual_information": information,
+                    "dead": np.isnan(selectivity),
+                    "delta_loss": delta,
+                    "l1_norm": random.gamma(9, 2, per_layer),
+                }
+            )
+            name = f"n{s}{sorted(fields.items())}"
+            tables.append(
+                table.assign(**{k: [v] * per_layer for k, v in recipe(name, seed=s, **fields).items()})
+            )
+    return pd.concat(tables, ignore_index=True)
+
+
+MLP = ["1", "3"]
+CONV = [f"relu{i}" for i in range(1, 12)]
+RESNET = ["relu"] + [
+    f"layer{stage}.{block}.relu" + suffix
+    for stage, blocks in zip((1, 2, 3, 4), (3, 4, 6, 3), strict=True)
+    for block in range(blocks)
+    for suffix in ("", "_1", "_2")
+]  # 49 names
+CONVNET = {"model": "convnet", "width": 0.125, "dataset": "folder:cifar10-jpeg", "epochs": 100}
+RESNET50 = {"model": "resnet50", "width": 1.0, "dataset": "folder:imagenette96", "epochs": 40}
+
+
+def best_and_worst():
+    arms = [{"arm": "best 5"}, {"arm": "worst 5"}]
+    return cumulative(
+        arms,
+        networks=5,
+        orders=4,
+        units=1536,
+        robust=lambda f: 0.7 if f["arm"] == "best 5" else 0.52,
+        **CONVNET,
+    )
+
+
+def dropped():
+    settings = [{"dropout": d, "corruption": c} for d in (0.1, 0.2, 0.3) for c in (0.0, 1.0)]
+    return cumulative(
+        settings, robust=lambda f: 0.78 + 0.2 * f["dropout"] - f["corruption"] * (0.5 - f["dropout"])
+    )
+
+
+def normalised(arms=(True, False)):
+    return cumulative(
+        [{"batch_norm": b} for b in arms], robust=lambda f: 0.7 if f["batch_norm"] else 0.45, **CONVNET
+    )
+
+
+def both_arms(networks=4):
+    without = units(CONV[-3:], 100, networks, seed=1, batch_norm=False, **CONVNET)
+    without["selectivity"] = 1 - 0.6 * (1 - without["selectivity"])
+    without["mutual_information"] *= 0.7
+    return pd.concat([units(CONV[-3:], 100, networks, **CONVNET), without], ignore_index=True)
+
+
+# What each figure of the paper draws, panel by panel.
+FIGURES = {
+    "fig1": {
+        "a": (
+            "MLP on MNIST",
+            lambda ax: plots.curves(ax, corrupted(dataset="mnist", width=512), hue="corruption"),
+        ),
+        "b": (
+            "ConvNet on CIFAR-10",
+            lambda ax: plots.curves(ax, corrupted(units=1536, **CONVNET), hue="corruption"),
+        ),
+        "c": (
+            "ResNet-50 on ImageNet",
+            lambda ax: plots.curves(ax, corrupted(units=6144, **RESNET50), hue="corruption"),
+        ),
+    },
+    "fig2": {
+        "a": ("MLP", lambda ax: plots.noise(ax, noisy(), hue="corruption")),
+        "b": ("ConvNet", lambda ax: plots.noise(ax, noisy(2, 3, seed=1), hue="corruption")),
+    },
+    "fig3": {
+        "a": ("Best and worst", lambda ax: plots.curves(ax, best_and_worst(), hue="arm", each=True)),
+        "b": (
+            "AUC and generalization",
+            lambda ax: plots.auc_against(ax, sweep(200), hue="lr", normalize=True),
+        ),
+    },
+    "fig4": {
+        "a": ("MLP over training", lambda ax: plots.training(ax, run())),
+        "b": ("ConvNet over training", lambda ax: plots.auc_against(ax, run(), "test_loss", hue="epoch")),
+        "c": ("Sweep", lambda ax: plots.auc_against(ax, sweep(), "test_accuracy", lines=True)),
+    },
+    "fig5": {
+        "a": (
+            "Dropout",
+            lambda ax: plots.curves(ax, dropped(), hue="dropout", style="corruption", vlines=(0.1, 0.2, 0.3)),
+        ),
+        "b": ("Batch norm", lambda ax: plots.curves(ax, normalised(), hue="batch_norm")),
+    },
+    "fig6": {
+        "a": ("Selectivity", lambda ax: plots.distributions(ax, both_arms())),
+        "b": ("Mutual information", lambda ax: plots.distributions(ax, both_arms(), "mutual_information")),
+    },
+    "fig7": {
+        "a": ("MLP", lambda ax: plots.importance(ax, units(MLP, 128, 4))),
+        "b": ("ConvNet", lambda ax: plots.importance(ax, units(CONV, 128, 3, **CONVNET))),
+        "c": ("per layer", lambda ax: plots.importance(ax, units(CONV, 128, 3, **CONVNET), lines=True)),
+        "d": ("ResNet-50", lambda ax: plots.importance(ax, units(RESNET, 256, **RESNET50))),
+        "e": ("per layer", lambda ax: plots.importance(ax, units(RESNET, 256, **RESNET50), lines=True)),
+    },
+    "figA2": {
+        "a": ("MLP", lambda ax: plots.by_depth(ax, units(MLP, 128, 4))),
+        "b": ("ConvNet", lambda ax: plots.by_depth(ax, units(CONV, 128, 3, **CONVNET))),
+        "c": ("ResNet-50", lambda ax: plots.by_depth(ax, units(RESNET, 256, **RESNET50))),
+    },
+    "figA3": {
+        "a": (
+            "ConvNet",
+            lambda ax: plots.scatter(ax, units(CONV, 64, **CONVNET), "l1_norm", "selectivity", hue="layer"),
+        ),
+        "b": (
+            "ResNet-50",
+            lambda ax: plots.scatter(ax, units(RESNET, 64), "l1_norm", "selectivity", hue="layer"),
+        ),
+    },
+    "figA4": {
+        "a": ("MLP", lambda ax: plots.importance(ax, units(MLP, 128, 4), "mutual_information")),
+    },
+}
+LAYOUTS = {"fig7": "abc;de."}
+
+
+def draw(name, preset="digits"):
+    figure = plots.Figure(name, preset=preset, panels=LAYOUTS.get(name, "".join(FIGURES[name])))
+    for letter, (title, body) in FIGURES[name].items():
+        with figure.panel(letter, title) as ax:
+            body(ax)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------- figures
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_FIGURES", str(tmp_path))
+    return tmp_path
+
+
+def texts(figure):
+    """Every text that is drawn in a figure, with its box in pixels."""
+    renderer, stale = figure.canvas.get_renderer(), set()
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):  # an axis keeps ticks that it no longer needs, or beyond its limits
+            low, high = sorted(axis.get_view_interval())
+            needed = axis.get_ticklabels() + axis.get_ticklabels(minor=True)
+            for tick in axis.majorTicks + axis.minorTicks:
+                within = low - 1e-9 <= tick.get_loc() <= high + 1e-9 and axis.get_visible()
+                stale |= {label for label in (tick.label1, tick.label2) if not within or label not in needed}
+        if not ax.get_visible():  # a panel that no notebook has come to yet
+            stale |= set(ax.findobj(Text))
+    for text in figure.findobj(Text):
+        if text.get_text().strip() and text.get_visible() and text not in stale:
+            yield text, text.get_window_extent(renderer)
+
+
+def overlap(a, b):
+    """Depth in pixels to which two boxes overlap."""
+    return min(min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0))
+
+
+def assert_legible(figure):
+    """No text is cut off by the edge of the figure, or covers another."""
+    figure.draw_without_rendering()
+    found = list(texts(figure))
+    assert found
+    for text, box in found:
+        whole = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert whole, f"cut off: {text.get_text()!r}"
+    for i, (text, box) in enumerate(found):
+        for other, other_box in found[:i]:
+            assert overlap(box, other_box) < 1, f"{text.get_text()!r} covers {other.get_text()!r}"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_panel_of_the_paper_is_drawn_and_written(name, folder):
+    figure = draw(name)
+    path = figure.save()
+    assert path == folder / "digits" / f"{name}.png" and path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size < 400_000
+    for stem in [name, *(name + letter for letter in FIGURES[name])]:
+        file = path.with_name(f"{stem}.svg")
+        assert file.stat().st_size < 1_000_000
+        assert ET.parse(file).getroot().tag.endswith("svg")
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert list(record["panels"]) == list(FIGURES[name]) and not record["missing"]
+    for panel in record["panels"].values():
+        assert panel["note"].startswith(
+            ("digits · MLP", "mnist · MLP", "cifar10-jpeg · Conv", "imagenette96 · Res")
+        )
+    assert_legible(figure.figure)
+
+
+def test_a_panel_by_itself_shows_no_other(folder):
+    figure = plots.Figure("fig", panels="ab")
+    for letter in "ab":
+        with figure.panel(letter, "panel") as ax:
+            plots.curves(ax, corrupted(networks=1, orders=2), hue="corruption")
+    path = figure.save()
+    sizes = {}
+    for stem in ("fig", "figa", "figb"):
+        root = ET.parse(path.with_name(f"{stem}.svg")).getroot()
+        axes = [g.get("id") for g in root.iter("{http://www.w3.org/2000/svg}g") if "axes" in g.get("id", "")]
+        sizes[stem] = float(root.get("width").removesuffix("pt")), len(axes)
+    assert sizes["fig"][1] == 2 and sizes["figa"][1] == sizes["figb"][1] == 1
+    assert sizes["figa"][0] + sizes["figb"][0] <= sizes["fig"][0] * 1.02
+
+
+def test_the_same_tables_give_the_same_files(folder):
+    first = {file.name: file.read_bytes() for file in draw("fig4").save().parent.iterdir()}
+    second = {file.name: file.read_bytes() for file in draw("fig4").save().parent.iterdir()}
+    assert first == second
+
+
+def test_drawing_leaves_the_users_settings_and_pyplot_alone():
+    before = dict(mpl.rcParams)
+    draw("fig5").save()
+    assert dict(mpl.rcParams) == before
+    assert plt.get_fignums() == []
+
+
+def test_missing_results_leave_a_note_and_are_remembered(folder):
+    figure = plots.Figure("fig1", preset="paper", panels="abc")
+    with figure.panel("a", "measured") as ax:
+        plots.curves(ax, corrupted(networks=1, orders=2), hue="corruption")
+    with figure.panel("b", "half way") as ax:
+        plots.training(ax, run())
+        raise Missing([Recipe("mnist", width=512)], ["cumulative of 0123"])
+    with figure.panel("c", "nothing") as ax:
+        raise Missing([], ["cumulative of 4567"])
+    path = figure.save()
+    assert set(figure.missing) == {"b", "c"} and figure.missing["b"].tables == ["cumulative of 0123"]
+    for letter in "bc":
+        ax = figure.axes[letter]
+        words = " ".join(" ".join(text.get_text() for text in ax.texts).split())
+        assert "results not in data/ yet — repro figures fig1 --preset paper --fresh" in words
+        assert not ax.lines and not ax.collections
+    assert len(figure.figure.axes) == 3  # the right axis of the half-drawn panel is gone
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    key = Recipe("mnist", width=512).key
+    assert record["missing"]["b"] == {"networks": [key], "tables": ["cumulative of 0123"]}
+    assert path.with_name("fig1c.svg").exists()
+    assert_legible(figure.figure)
+
+
+def test_a_figure_of_which_nothing_is_there_is_legible():
+    figure = plots.Figure("figA4", preset="paper", panels="a")
+    with figure.panel("a", "nothing"):
+        raise Missing([], [])
+    figure.save()
+    assert_legible(figure.figure)
+
+
+def test_other_errors_are_not_hidden():
+    figure = plots.Figure("fig1", panels="ab")
+    with pytest.raises(ZeroDivisionError), figure.panel("a"):
+        _ = 1 / 0
+    with pytest.raises(ValueError, match="letter: expected one of a, b"), figure.panel("c"):
+        pass
+
+
+def test_a_panel_can_be_drawn_again(folder):
+    """As when a cell of a notebook is run a second time."""
+    figure = plots.Figure("fig4", panels="ab")
+    with figure.panel("a", "first"):
+        raise Missing([], [])
+    for title in ("second", "third"):
+        with figure.panel("a", title) as ax:
+            plots.training(ax, run())
+        figure.save()
+    assert figure.missing == {} and len(figure.figure.axes) == 3
+    assert ax.get_title(loc="left") == "third"
+    assert len(ax.lines) == 5  # two losses, two dotted lines, a dot
+    assert_legible(figure.figure)
+
+
+def test_verdicts_are_shown_and_remembered(folder, capsys):
+    table = corrupted(networks=4, orders=3)
+    figure = plots.Figure("fig1", panels="a")
+    with figure.panel("a", "MLP") as ax:
+        plots.curves(ax, table, hue="corruption")
+        verdict = figure.check("C1", table)
+    assert str(verdict) in capsys.readouterr().out
+    record = json.loads(figure.save().with_suffix(".json").read_text(encoding="utf-8"))
+    assert record["verdicts"] == [{"panel": "a"} | json.loads(json.dumps(verdict.to_dict()))]
+    assert record["verdicts"][0]["verdict"] == "reproduced"
+
+
+def test_a_note_can_be_replaced(folder):
+    figure = plots.Figure("fig3", panels="a")
+    with figure.panel("a") as ax:
+        plots.curves(ax, cumulative([{}], networks=2))
+        figure.note("a", "two tables · " * 12 + "one panel")
+    record = json.loads(figure.save().with_suffix(".json").read_text(encoding="utf-8"))
+    assert record["panels"]["a"]["note"] == "two tables · " * 12 + "one panel"
+    assert_legible(figure.figure)
+
+
+# ---------------------------------------------------------------------------------------------- what is drawn
+
+
+def axes():
+    return plt.Figure(layout="constrained").add_subplot()
+
+
+def test_the_line_is_the_mean_and_the_band_the_standard_deviation_over_orders():
+    table = corrupted(networks=3, orders=5, steps=7)
+    table = table.sample(frac=1, random_state=0)  # the order of rows is of no matter
+    ax = axes()
+    plots.curves(ax, table, hue="corruption")
+    corruptions = sorted(table["corruption"].unique().tolist())
+    assert len(ax.lines) == len(ax.collections) == len(corruptions)
+    for line, band, corruption in zip(ax.lines, ax.collections, corruptions, strict=True):
+        for x, y in zip(*line.get_data(), strict=True):
+            means, spreads = [], []
+            for s in range(3):  # the plainest way: network by network
+                here = (table["network"] == str({"corruption": corruption}) + str(s)) & np.isclose(
+                    table["fraction_ablated"], x, atol=1e-8
+                )
+                values = table.loc[here, "accuracy"].to_numpy()
+                assert len(values) == 5
+                means.append(values.mean())
+                spreads.append(np.sqrt(((values - values.mean()) ** 2).sum() / 4))
+            assert y == pytest.approx(100 * np.mean(means))
+            edges = band.get_paths()[0].vertices
+            edges = edges[np.isclose(edges[:, 0], x, atol=1e-8), 1]
+            assert edges.max() == pytest.approx(100 * (np.mean(means) + np.mean(spreads)))
+            assert edges.min() == pytest.approx(100 * (np.mean(means) - np.mean(spreads)))
+
+
+def test_rows_that_differ_in_something_unnamed_are_refused():
+    table = pd.concat([cumulative([{}]).assign(value=value) for value in ("zero", "mean")])
+    with pytest.raises(ValueError, match="expected one row for each network, order, fraction_ablated"):
+        plots.curves(axes(), table)
+    plots.curves(axes(), table, hue="value")
+
+
+def test_networks_measured_at_different_points_are_refused():
+    table = pd.concat([cumulative([{"lr": 1.0}], steps=4), cumulative([{"lr": 2.0}], steps=5)])
+    with pytest.raises(ValueError, match="fraction_ablated: expected the same values for all networks"):
+        plots.curves(axes(), table)
+
+
+@pytest.mark.parametrize(
+    ("function", "column"),
+    [
+        (plots.curves, "fraction_ablated"),
+        (plots.noise, "scale"),
+        (plots.distributions, "selectivity"),
+        (plots.by_depth, "layer"),
+        (plots.importance, "delta_loss"),
+        (plots.auc_against, "order"),
+        (plots.training, "order"),
+    ],
+)
+def test_an_error_names_the_column_that_is_not_there(function, column):
+    with pytest.raises(ValueError, match=f"expected a column '{column}', found network, seed"):
+        function(axes(), pd.DataFrame({"network": ["a"], "seed": [0]}))
+
+
+def test_intact_accuracy_stands_left_of_the_noise():
+    ax = axes()
+    plots.noise(ax, noisy(networks=1, repeats=2), hue="corruption")
+    ax.figure.draw_without_rendering()
+    labels = {label.get_text(): label.get_position()[0] for label in ax.get_xticklabels()}
+    assert ax.get_xscale() == "log" and set(labels) == {"0", "0.1", "1", "10"}
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert len(dots) == 6
+    for dot in dots:
+        assert dot.get_xdata()[0] < 10**-1.5 and dot.get_ydata()[0] == pytest.approx(100)
+    assert labels["0"] == pytest.approx(np.sqrt(dots[0].get_xdata()[0] * dots[-1].get_xdata()[0]))
+
+
+def test_the_auc_of_a_network_is_the_mean_over_its_orders():
+    table = corrupted(networks=2, orders=3).assign(train_accuracy=0.9, test_accuracy=0.7)
+    rows = plots.per_network(table).set_index("network")
+    for network, curves in table.groupby("network"):
+        areas = [np.trapezoid(c["accuracy"], c["fraction_ablated"]) for _, c in curves.groupby("order")]
+        assert rows.loc[network, "auc"] == pytest.approx(np.mean(areas))
+        assert rows.loc[network, "generalization_error"] == pytest.approx(0.2)
+    assert len(rows) == 12
+
+
+def test_the_corner_tells_the_rank_correlation():
+    ax = axes()
+    table = sweep(50)
+    plots.auc_against(ax, table, "test_loss")
+    order = np.argsort(np.argsort(table[["auc", "test_loss"]].to_numpy(), axis=0), axis=0)
+    rho = np.corrcoef(order.T)[0, 1]
+    assert f"Spearman ρ = {rho:.2f}".replace("-", "−") in [text.get_text() for text in ax.texts]
+    assert ax.collections[0].get_offsets().shape == (50, 2)
+
+
+def test_density_integrates_to_one_and_keeps_within_its_bounds():
+    from repro.plots.shapes import density
+
+    sample = np.random.default_rng(0).beta(0.7, 0.7, 3000)  # piled up at both ends
+    grid = np.linspace(0, 1, 400)
+    height = density(sample, grid, 0, 1)
+    assert np.trapezoid(height, grid) == pytest.approx(1, abs=0.01)
+    assert height[0] > 1 and height[-1] > 1  # not half of it lost at the edge
+
+
+@pytest.mark.parametrize("layers", [MLP, CONV, RESNET])
+def test_every_layer_has_a_ridge_and_few_labels(layers):
+    ax = axes()
+    table = units(layers, 40)
+    plots.by_depth(ax, table)
+    medians = table.groupby("layer", sort=False)["selectivity"].median()
+    assert len(ax.collections) == len(layers)
+    assert np.allclose(ax.lines[-1].get_xdata(), medians) and list(ax.lines[-1].get_ydata()) == list(
+        range(1, len(layers) + 1)
+    )
+    assert len(ax.get_yticks()) <= 12
+
+
+@pytest.mark.parametrize("layers", [MLP, CONV, RESNET])
+def test_every_layer_has_a_regression_line(layers):
+    ax = axes()
+    table = units(layers, 40)
+    plots.importance(ax, table, lines=True)
+    assert len(ax.lines) == len(layers)
+    alive = table[(table["layer"] == layers[0])].dropna(subset=["selectivity"])
+    slope, intercept = np.polyfit(alive["selectivity"], alive["delta_loss"], 1)
+    x, y = ax.lines[0].get_data()
+    assert np.allclose(y, intercept + slope * np.asarray(x))
+
+
+def test_two_arms_are_blue_and_orange_and_corruption_runs_from_dark_to_bright():
+    from matplotlib.colors import rgb_to_hsv, to_rgb
+
+    ax = axes()
+    plots.curves(ax, normalised(), hue="batch_norm")
+    assert [line.get_color() for line in ax.lines] == ["#0072B2", "#E69F00"]
+    ax = axes()
+    plots.curves(ax, corrupted(networks=1, orders=2), hue="corruption")
+    luminance = [np.dot(to_rgb(line.get_color()), [0.2126, 0.7152, 0.0722]) for line in ax.lines]
+    assert np.all(np.diff(luminance) > 0)
+    assert 0.6 < rgb_to_hsv(to_rgb(ax.lines[0].get_color()))[0] < 0.75  # blue
+
+
+# ------------------------------------------------------------------------------------------------------ words
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, "digits · MLP 2×128 · 90 epochs · 4 networks × 10 orders"),
+        ({"width": (512, 256)}, "digits · MLP 512-256 · 90 epochs · 4 networks × 10 orders"),
+        ({"width": np.array([64, 64, 64])}, "digits · MLP 3×64 · 90 epochs · 4 networks × 10 orders"),
+        (
+            {"n_train": 10_000},
+            "digits · 10,000 training images · MLP 2×128 · 90 epochs · 4 networks × 10 orders",
+        ),
+        (
+            {"dropout": 0.2, "epochs": 1},
+            "digits · MLP 2×128 · dropout 0.2 · 1 epoch · 4 networks × 10 orders",
+        ),
+        (
+            {"corruption": 0.5},
+            "digits · MLP 2×128 · 50 % of labels corrupted · 90 epochs · 4 networks × 10 orders",
+        ),
+        ({"epoch": 10}, "digits · MLP 2×128 · after 10 of 90 epochs · 4 networks × 10 orders"),
+        (CONVNET, "cifar10-jpeg · ConvNet 1/8 width · 100 epochs · 4 networks × 10 orders"),
+        (
+            CONVNET | {"dataset": "folder:../x/cifar10-jpeg", "batch_norm": False, "width": None},
+            "cifar10-jpeg · ConvNet full width · no batch norm · 100 epochs · 4 networks × 10 orders",
+        ),
+        (RESNET50, "imagenette96 · ResNet-50 full width · 40 epochs · 4 networks × 10 orders"),
+    ],
+)
+def test_the_note_says_what_a_table_was_made_from(fields, text):
+    rows = [recipe(f"n{s}", seed=s, **fields) | {"order": order} for s in range(4) for order in range(10)]
+    assert plots.note(pd.DataFrame(rows)) == text
+
+
+def test_the_note_gives_ranges_and_networks_per_setting():
+    table = corrupted(networks=3, orders=1)
+    assert plots.note(table) == "digits · MLP 2×128 · 90 epochs · 18 networks (3 per setting) × 1 order"
+    uneven = table[~table["network"].isin([str({"corruption": 1.0}) + "2"])]
+    assert "17 networks (2–3 per setting)" in plots.note(uneven)
+    assert plots.note(sweep(10)).endswith("· 100 epochs · 10 networks")  # all settings differ
+    both = pd.DataFrame([recipe("a", width=128), recipe("b", width=2048, epochs=60)])
+    assert plots.note(both) == "digits · MLP 2×128 to 2×2048 · 60–90 epochs · 2 networks"
+    models = pd.DataFrame([recipe("a"), recipe("b", **CONVNET)])
+    assert plots.note(models).startswith("digits + cifar10-jpeg · MLP 2×128 + ConvNet 1/8 width · ")
+
+
+def test_layers_are_named_by_depth():
+    table = units(RESNET, 2, networks=2)
+    assert list(plots.depth(table).unique()) == list(range(1, 50))
+    assert plots.layer_name(table, "layer1.0.relu_1") == "layer 3"
+    with pytest.raises(ValueError, match="layer: expected one of relu, layer1"):
+        plots.layer_name(table, "relu7")
