@@ -281,6 +281,7 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
     for w in missing:
         groups.setdefault(w.recipe, []).append(w)
     title = f"{missing[0].analysis}, {missing[0].recipe.model} on {missing[0].recipe.dataset}"
+    _tell("planned", len(missing))
     with tqdm(total=len(missing), unit="table", desc=title, delay=1) as bar:
         if jobs > 1 and len(groups) > 1:
             tasks = (joblib.delayed(_compute_network)(group) for group in groups.values())
@@ -301,19 +302,28 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
 
 
 def _compute_network(group: list[_Wanted]) -> int:
+    """Make the tables of one network in a process beside others, which leaves the terminal to the one that started it."""
     with store.lock(group[0].recipe.key):
-        return _compute_group(group)
+        return _compute_group(group, quiet=True)
 
 
-def _compute_group(group: list[_Wanted]) -> int:
+def _compute_group(group: list[_Wanted], quiet: bool = False) -> int:
     """Make the tables of one network, whose lock is held; returns how many there were."""
     wanted = [w for w in group if not w.path.exists()]  # another process may have been faster
     if wanted:
         recipe = wanted[0].recipe
-        models = _networks(recipe, [w.epoch for w in wanted])
+        models = _networks(recipe, [w.epoch for w in wanted], quiet)
         for w in wanted:
             w.compute(models[w.epoch])
+    _tell("done", len(group))
     return len(group)
+
+
+def _tell(what: str, number: int) -> None:
+    """Let the command that started this notebook know how much work was found or done, through a file it names."""
+    if path := os.environ.get("REPRO_PROGRESS"):
+        with open(path, "a") as file:
+            file.write(f"{what} {number}\n")
 
 
 def network(recipe: Recipe, epoch: int | None = None) -> nn.Module:
@@ -322,14 +332,14 @@ def network(recipe: Recipe, epoch: int | None = None) -> nn.Module:
         return _networks(recipe, [epoch])[epoch]
 
 
-def _networks(recipe: Recipe, epochs: Sequence[int | None]) -> dict[int | None, nn.Module]:
+def _networks(recipe: Recipe, epochs: Sequence[int | None], quiet: bool = False) -> dict[int | None, nn.Module]:
     """Networks after some epochs (None: the last), read or trained; the caller holds the recipe's lock."""
     if any(_read(recipe, epoch) is None for epoch in epochs):
-        _train(recipe, [epoch for epoch in epochs if epoch is not None])
+        _train(recipe, [epoch for epoch in epochs if epoch is not None], quiet)
     return {epoch: _read(recipe, epoch) for epoch in epochs}
 
 
-def _train(recipe: Recipe, snapshots: Sequence[int]) -> None:
+def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> None:
     """Train, store the snapshots and the final network; go on from the stored state of an interrupted run."""
     start = saved = time.monotonic()
     run = Run(recipe)
@@ -337,7 +347,8 @@ def _train(recipe: Recipe, snapshots: Sequence[int]) -> None:
     state = store.read_tensors(work, _origin(recipe, None))
     if state is not None and all(store.network_path(recipe.key, e).exists() for e in snapshots if e <= int(state["epoch"])):
         run.resume(state)
-    with tqdm(total=recipe.epochs, initial=run.epoch, unit="epoch", desc=f"training {recipe.key}", leave=False, delay=2) as bar:
+    title = f"training {recipe.key}"
+    with tqdm(total=recipe.epochs, initial=run.epoch, unit="epoch", desc=title, leave=False, delay=2, disable=quiet) as bar:
         while True:
             if run.epoch in snapshots:
                 _write(recipe, run.epoch, run, start)

@@ -215,10 +215,9 @@ def lock(key: str, wait: bool = True) -> Iterator[bool]:
         yield True  # closing the file unlocks
 
 
-def entries() -> Iterator[Entry]:
-    """Every network and table of the store, sorted by name; raises Damaged at the first file that cannot be trusted."""
-    for path in sorted(root().glob("checkpoints/*.safetensors")) + sorted(root().glob("results/*.parquet")):
-        yield read_entry(path)
+def paths() -> list[Path]:
+    """Every network and table of the store, sorted by name."""
+    return sorted(root().glob("checkpoints/*.safetensors")) + sorted(root().glob("results/*.parquet"))
 
 
 def read_entry(path: Path) -> Entry:

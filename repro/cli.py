@@ -1,0 +1,408 @@
+"""The command line: every figure of the paper from one command.
+
+    repro figures                          all figures on the small preset, several notebooks at once
+    repro figures fig1 --preset paper      one figure at the paper's scale, from data/
+    repro figures fig1 --fresh             the same from scratch
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from repro import store
+
+NOTEBOOKS = store.HERE / "notebooks"
+NAMES = [*(f"fig{i}" for i in range(1, 8)), *(f"figA{i}" for i in range(1, 5))]
+
+
+class Refused(Exception):
+    """A request that cannot be met; the message says why, in one line."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 something failed, 2 the request was wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (Refused, store.Damaged, OSError) as error:
+        print(f"repro: {error}", file=sys.stderr)
+        return 2 if isinstance(error, Refused) else 1
+    except KeyboardInterrupt:
+        print("\nrepro: interrupted; what was finished is in the store, the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="repro", description="Reproduce every figure of Morcos et al. (2018).")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    figures = commands.add_parser("figures", help="run the notebooks and draw their figures")
+    figures.add_argument("names", nargs="*", metavar="NAME", help=f"notebooks, by default all: {' '.join(NAMES)}")
+    figures.add_argument("--preset", default="digits", help="digits (default): small, no download; paper: the paper's scale")
+    figures.add_argument("--fresh", action="store_true", help="ignore what is stored: train and measure everything anew")
+    figures.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    figures.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    figures.add_argument("--dry-run", action="store_true", help="only say what is missing, and about how long it takes")
+    figures.add_argument(
+        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="another value for a parameter of the notebooks, as Python or YAML writes it",
+    )  # fmt: skip
+    figures.set_defaults(run=draw)
+
+    listing = commands.add_parser("list", help="notebooks, their panels and parameters")
+    listing.set_defaults(run=list_notebooks)
+
+    report = commands.add_parser("report", help="print the scorecard")
+    report.add_argument("--preset", default="digits")
+    report.set_defaults(run=print_report)
+
+    stored = commands.add_parser("store", help="look after the stored networks and tables")
+    stored.add_argument("action", choices=("ls", "verify"))
+    stored.set_defaults(run=look_after_store)
+
+    export = commands.add_parser("export", help="write the tables behind a figure's panels as CSV")
+    export.add_argument("name", choices=NAMES, metavar="NAME")
+    export.add_argument("--preset", default="digits")
+    export.add_argument("--out", type=Path, default=Path("."), help="folder to write to (default: this one)")
+    export.set_defaults(run=write_tables)
+    return parser
+
+
+# Parameters ---------------------------------------------------------------------------------------------------------------
+
+
+def read_notebook(name: str):
+    """A figure's notebook; refuses names that are none."""
+    import nbformat
+
+    path = NOTEBOOKS / f"{name}.ipynb"
+    if name not in NAMES or not path.exists():
+        raise Refused(f"unknown notebook {name!r}; expected some of {' '.join(NAMES)}")
+    return nbformat.read(path, as_version=4)
+
+
+def defaults(notebook) -> dict:
+    """Values in a notebook's parameters cell, a plain `name: type = value` a line."""
+    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    return {
+        node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body if isinstance(node, ast.AnnAssign)
+    }
+
+
+def chosen(names: list[str], preset: str, given: list[list[str]] = ()) -> dict[str, dict]:
+    """Parameters each notebook is to be run with: those of the preset and of the command line that differ from its own.
+
+    Names that no notebook knows and values of another type are refused here, before any kernel starts.
+    """
+    import yaml
+
+    path = NOTEBOOKS / "presets" / f"{preset}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise Refused(f"unknown preset {preset!r}; expected one of {known}")
+    everywhere = {name: defaults(read_notebook(name)) for name in NAMES}
+    here = {name: everywhere[name] if name in everywhere else defaults(read_notebook(name)) for name in names}
+    from_preset = yaml.safe_load(path.read_text())
+    from_user = {name: yaml.safe_load(value) for name, value in given}
+    for source, values, books in ((path.name, from_preset, everywhere), ("-p", from_user, here)):
+        for parameter, value in values.items():
+            found = [book[parameter] for book in books.values() if parameter in book]
+            if not found:
+                known = sorted({name for book in books.values() for name in book})
+                raise Refused(f"unknown parameter {parameter!r} in {source}; expected some of {', '.join(known)}")
+            if not _same_type(value, found[0]):
+                kind = type(found[0]).__name__
+                raise Refused(f"parameter {parameter!r} in {source}: expected {kind} like {found[0]!r}, got {value!r}")
+    wanted = from_preset | from_user
+    return {
+        name: {p: wanted[p] for p, value in book.items() if p in wanted and wanted[p] != value} for name, book in here.items()
+    }
+
+
+def _same_type(value, default) -> bool:
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return default is None or type(value) is type(default)
+
+
+# repro figures ------------------------------------------------------------------------------------------------------------
+
+
+def draw(options) -> int:
+    """Run notebooks as processes side by side, then write the scorecard and say what came out."""
+    names = options.names or NAMES
+    if options.jobs < 1:
+        raise Refused(f"--jobs: expected a number from 1, got {options.jobs}")
+    if options.fresh:
+        options.parameters.append(["compute", "missing"])  # a preset may say otherwise
+    parameters = chosen(names, options.preset, options.parameters)
+    os.environ["REPRO_DEVICE"] = options.device
+    final = store.root()
+    if options.fresh:
+        # An empty store beside the other: an interrupted fresh run goes on where it was, and the old results
+        # stay until the new ones are complete.
+        os.environ["REPRO_STORE"] = str(final / "fresh")
+    if options.dry_run:
+        return _say_what_is_missing(names, parameters)
+    results = _run_all(names, parameters, options.preset, options.jobs)
+    failed = [name for name, result in results.items() if result["error"]]
+    if options.fresh and not failed:
+        for kind in ("checkpoints", "results"):
+            for path in store.root().glob(f"{kind}/*"):
+                (final / kind).mkdir(parents=True, exist_ok=True)
+                os.replace(path, final / kind / path.name)
+        shutil.rmtree(store.root(), ignore_errors=True)
+    write_scorecard(options.preset)
+    _print_results(results, options.preset)
+    for name in failed:
+        print(f"\n{name} failed: {results[name]['error']}\n  what it had drawn: {results[name]['output']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -> dict[str, dict]:
+    """Run notebooks, `jobs` at once; {name: seconds, error, output}."""
+    at_once = min(jobs, len(names))
+    folder = store.root() / "work" / "notebooks" / preset
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // at_once))
+    progress = tempfile.NamedTemporaryFile("w+", suffix=".progress")
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads,
+        "REPRO_JOBS": str(max(1, jobs // at_once)),
+        "REPRO_PROGRESS": progress.name,
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    waiting, running, results = list(names), {}, {}
+    bar = tqdm(total=len(names), unit="step", desc="figures", dynamic_ncols=True)
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                name = waiting.pop(0)
+                output = folder / f"{name}.ipynb"
+                running[name] = _start(name, output, parameters[name], environment), time.monotonic(), output
+            for name, (process, start, output) in list(running.items()):
+                if process.poll() is not None:
+                    error = output.with_suffix(".log").read_text() if process.returncode else ""
+                    results[name] = {"seconds": time.monotonic() - start, "error": _cause(output, error), "output": output}
+                    del running[name]
+            _show_progress(bar, Path(progress.name), len(names), len(results), running)
+            time.sleep(0.1)
+    finally:
+        for process, *_ in running.values():
+            process.terminate()
+        bar.close()
+    return {name: results[name] for name in names}
+
+
+def _start(name: str, output: Path, parameters: dict, environment: dict) -> subprocess.Popen:
+    import yaml
+
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{name}.ipynb"), str(output)]
+    command += ["--cwd", str(NOTEBOOKS), "--no-progress-bar", "--log-level", "ERROR", "-k", "python3"]
+    if parameters:
+        command += ["-y", yaml.safe_dump(parameters)]
+    with open(output.with_suffix(".log"), "w") as log:  # a file: nobody reads along, and a full pipe would stop the kernel
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def _show_progress(bar, path: Path, notebooks: int, finished: int, running: dict) -> None:
+    """Steps are notebooks, networks' epochs and tables: what the notebooks said they have before them, and have done."""
+    lines = [line.split() for line in path.read_text().splitlines()]
+    bar.total = notebooks + sum(int(n) for what, n in lines if what == "planned")
+    bar.n = finished + sum(int(n) for what, n in lines if what == "done")
+    bar.set_postfix_str(" ".join(running), refresh=False)
+    bar.refresh()
+
+
+def _cause(output: Path, error: str) -> str:
+    """The cell and the error that a notebook failed with, from what papermill left of it."""
+    import nbformat
+
+    if not error:
+        return ""
+    if output.exists():
+        for i, cell in enumerate(nbformat.read(output, as_version=4).cells):
+            for out in cell.get("outputs", []):
+                if out.output_type == "error":
+                    return f"cell {i}: {out.ename}: {out.evalue.strip().splitlines()[0] if out.evalue.strip() else ''}"
+    return error.strip().splitlines()[-1]
+
+
+def _record(name: str, preset: str) -> dict:
+    path = figures_folder(preset) / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {"panels": {}, "missing": {}, "verdicts": []}
+
+
+def figures_folder(preset: str) -> Path:
+    return Path(os.environ.get("REPRO_FIGURES") or store.HERE / "figures") / preset
+
+
+def _print_results(results: dict[str, dict], preset: str) -> None:
+    print(f"\n{'notebook':9} {'panels':9} {'seconds':>7}  verdicts")
+    for name, result in results.items():
+        record = _record(name, preset)
+        drawn = "".join(letter for letter in record["panels"] if letter not in record["missing"])
+        verdicts = ", ".join(f"{v['claim']} {v['verdict']}" for v in record["verdicts"])
+        verdicts = "failed" if result["error"] else verdicts
+        left_out = f"  (not in data/: {''.join(record['missing'])})" if record["missing"] else ""
+        print(f"{name:9} {drawn or '–':9} {result['seconds']:7.1f}  {verdicts}{left_out}")
+    print(f"\nfigures and scorecard: {figures_folder(preset)}")
+
+
+def write_scorecard(preset: str) -> None:
+    """Collect the verdicts that stand beside the figures into scorecard.md and scorecard.json."""
+    from repro.claims import scorecard
+
+    verdicts = [verdict for name in NAMES for verdict in _record(name, preset)["verdicts"]]
+    folder = figures_folder(preset)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scorecard.json").write_text(json.dumps(verdicts, indent=1, ensure_ascii=False) + "\n")
+    title = f"# Scorecard, preset {preset}\n\nRules: fixed before any network was trained; intervals: 95 % bootstrap.\n\n"
+    (folder / "scorecard.md").write_text(title + scorecard(verdicts) + "\n")
+
+
+# Replaying a notebook without drawing: what is missing, and the tables behind the panels ----------------------------------
+
+
+def replay(name: str, parameters: dict) -> list[tuple[str, str, object]]:
+    """Run a notebook's code in this process without computing anything.
+
+    Returns
+    -------
+    list of (panel, analysis, table)
+        One a call of `measure`; in place of a table that the store lacks, the `Missing` that says what it takes.
+    """
+    from repro import experiment
+
+    calls: list[tuple[str, str, object]] = []
+    space: dict = {"__name__": name}
+    whole = experiment.measure
+
+    def recorded(analysis, *arguments, **options):
+        panel = getattr(space.get("figure"), "_panel", None) or ""
+        try:
+            table = whole(analysis, *arguments, **options | {"compute": "nothing"})
+        except experiment.Missing as missing:
+            calls.append((panel, analysis, missing))
+            raise
+        calls.append((panel, analysis, table))
+        return table
+
+    figures = os.environ.get("REPRO_FIGURES")
+    experiment.measure = recorded
+    try:
+        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            os.environ["REPRO_FIGURES"] = folder
+            for cell in read_notebook(name).cells:
+                if cell.cell_type == "code":
+                    exec(compile(cell.source, f"{name}.ipynb", "exec"), space)
+                if "parameters" in cell.metadata.get("tags", []):
+                    space |= parameters
+    finally:
+        experiment.measure = whole
+        os.environ.pop("REPRO_FIGURES")
+        if figures is not None:
+            os.environ["REPRO_FIGURES"] = figures
+    return calls
+
+
+def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
+    from repro import training
+    from repro.experiment import Missing
+
+    networks, tables = {}, 0
+    for name in tqdm(names, desc="reading notebooks", leave=False):
+        missing = [found for _, _, found in replay(name, parameters[name]) if isinstance(found, Missing)]
+        new = dict.fromkeys(recipe for m in missing for recipe in m.networks if recipe not in networks)
+        count = sum(len(m.tables) for m in missing)
+        print(f"{name:6} {len(new):4} networks to train, {count:4} tables to measure")
+        networks |= new
+        tables += count
+    seconds, known = 0.0, {}
+    for recipe in networks:  # networks that differ in seed and corruption alone take equally long
+        like = training.Recipe(**asdict(recipe) | {"seed": 0, "corruption": 0.0})
+        if like not in known:
+            known[like] = training.estimate(like)
+        seconds += known[like]
+    print(f"in all {len(networks)} networks and at least {tables} tables; training takes about {seconds / 60:.1f} core-minutes")
+    return 0
+
+
+def write_tables(options) -> int:
+    """repro export: the tables behind each panel as CSV."""
+    from repro.experiment import Missing
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    calls = replay(options.name, chosen([options.name], options.preset)[options.name])
+    for panel, analysis, table in calls:
+        if isinstance(table, Missing):
+            print(f"{options.name}{panel} {analysis}: {table}")
+        else:
+            path = options.out / f"{options.name}{panel}-{analysis}.csv"
+            table.to_csv(path, index=False)
+            print(f"{path}: {len(table)} rows")
+    return 0
+
+
+# The other commands -------------------------------------------------------------------------------------------------------
+
+
+def list_notebooks(options) -> int:
+    """repro list: every notebook with its first line and its parameters."""
+    for name in NAMES:
+        notebook = read_notebook(name)
+        print(f"{name}: {notebook.cells[0].source.splitlines()[0].lstrip('# ')}")
+        print(f"    parameters: {', '.join(defaults(notebook))}")
+    return 0
+
+
+def print_report(options) -> int:
+    """repro report: the scorecard of a preset."""
+    path = figures_folder(options.preset) / "scorecard.md"
+    if not path.exists():
+        raise Refused(f"no scorecard for preset {options.preset!r} yet; run: repro figures --preset {options.preset}")
+    print(path.read_text())
+    return 0
+
+
+def look_after_store(options) -> int:
+    """repro store ls | verify."""
+    damaged = 0
+    networks = set()
+    count = 0
+    for path in store.paths():
+        try:
+            entry = store.read_entry(path)
+        except store.Damaged as error:
+            print(error, file=sys.stderr)
+            damaged += 1
+            continue
+        count += 1
+        recipe = {name: value for name, value in entry.origin["recipe"].items() if value is not None}
+        if path.suffix == ".safetensors":
+            networks.add(json.dumps(entry.origin["recipe"]))
+        if options.action == "ls":
+            kind = entry.origin.get("analysis", "network")
+            at = f" epoch {entry.origin['epoch']}" if "epoch" in entry.origin else ""
+            what = " ".join(f"{name}={value}" for name, value in recipe.items())
+            print(f"{path.name}  {path.stat().st_size / 1000:8.1f} kB  {kind}{at}  {what}")
+    if options.action == "verify":
+        print(f"{count} files whole, {damaged} damaged; {len(networks)} recipes with a network")
+    return 1 if damaged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
