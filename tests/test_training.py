@@ -1,0 +1,362 @@
+"""Recipes, and the loop that trains them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from repro import data, store, training
+from repro.training import Recipe, Run, train
+
+SMALL = dict(dataset="digits", n_train=128, batch_size=32, epochs=4)
+MLP = Recipe(**SMALL, width=8)
+CONVNET = Recipe(**SMALL, model="convnet", width=1 / 16, lr=0.01)
+VARIANTS = {
+    "sgd": MLP,
+    "sgd without momentum": dataclasses.replace(MLP, momentum=0),
+    "adam": dataclasses.replace(MLP, optimizer="adam", lr=1e-3),
+    "dropout": dataclasses.replace(MLP, dropout=0.3),
+    "schedule": dataclasses.replace(MLP, schedule="onecycle", weight_decay=1e-2),
+    "convnet sgd": CONVNET,
+    "convnet adam": dataclasses.replace(CONVNET, optimizer="adam", lr=1e-3),
+    "convnet bfloat16": dataclasses.replace(CONVNET, batch_norm=False, precision="bfloat16"),
+    "resnet50": Recipe(**SMALL | {"n_train": 32}, model="resnet50", width=1 / 32, lr=0.01),
+}
+variants = pytest.mark.parametrize("recipe", VARIANTS.values(), ids=VARIANTS)
+
+
+def advanced(recipe, epochs=None):
+    """A run after so many epochs, by default after the last."""
+    run = Run(recipe)
+    for _ in range(recipe.epochs if epochs is None else epochs):
+        run.advance()
+    return run
+
+
+def same(left, right):
+    """Whether two collections of named tensors agree bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+# The same recipe is the same network ------------------------------------------------------------------------
+
+
+@variants
+def test_a_recipe_trains_to_the_same_bits(recipe):
+    assert same(train(recipe).state_dict(), train(recipe).state_dict())
+
+
+@variants
+def test_a_resumed_run_ends_with_the_same_bits(recipe, tmp_path):
+    origin = {"recipe": {}}
+    through = Run(recipe)
+    while not through.done:
+        store.write_tensors(tmp_path / f"{through.epoch}.safetensors", through.state(), origin)
+        through.advance()
+    for epoch in range(recipe.epochs):
+        run = Run(recipe)
+        run.resume(store.read_tensors(tmp_path / f"{epoch}.safetensors", origin))
+        assert run.epoch == epoch and not run.done
+        while not run.done:
+            run.advance()
+        assert same(run.state(), through.state()), f"resumed after epoch {epoch}"
+    finished = Run(recipe)
+    finished.resume(through.state())
+    assert finished.done
+
+
+def test_results_do_not_depend_on_the_thread_count():
+    recipe = dataclasses.replace(CONVNET, epochs=1)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        two = train(recipe).state_dict()
+        assert torch.get_num_threads() == 2  # handed back as it was
+        torch.set_num_threads(1)
+        assert same(two, train(recipe).state_dict())
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dropout", [0, 0.3])
+def test_training_leaves_the_global_random_state_alone(dropout):
+    before, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()
+    train(dataclasses.replace(MLP, dropout=dropout))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], legacy)
+
+
+def test_training_does_not_depend_on_the_global_random_state():
+    recipe = dataclasses.replace(MLP, dropout=0.3)
+    first = train(recipe).state_dict()
+    torch.manual_seed(12345)
+    assert same(train(recipe).state_dict(), first)
+
+
+# Streams ----------------------------------------------------------------------------------------------------
+
+
+def batches(recipe):
+    """The images of every step of training, in order."""
+    run = Run(recipe)
+    seen, forward = [], run.forward
+    run.forward = lambda x: (seen.append(x.clone()), forward(x))[1]
+    while not run.done:
+        run.advance()
+    return torch.cat(seen)
+
+
+def test_the_streams_of_a_seed_differ_from_each_other_and_from_seed_to_seed():
+    streams = [dataclasses.replace(MLP, seed=s).stream(name) for s in range(3) for name in training.STREAMS]
+    assert len(set(streams)) == 3 * 4
+
+
+@pytest.mark.parametrize(
+    "change", [{"corruption": 1.0}, {"dropout": 0.5}, {"lr": 1e-4}, {"optimizer": "adam"}]
+)
+def test_other_fields_change_neither_initialization_nor_order(change):
+    other = dataclasses.replace(MLP, **change)
+    assert same(training.build(other).state_dict(), training.build(MLP).state_dict())
+    assert torch.equal(batches(other), batches(MLP))
+
+
+def test_a_seed_changes_initialization_order_and_labels():
+    recipe = dataclasses.replace(MLP, corruption=1.0)
+    other = dataclasses.replace(recipe, seed=1)
+    assert not torch.equal(training.build(other)[1].weight, training.build(recipe)[1].weight)
+    assert not torch.equal(batches(other), batches(recipe))
+    assert not torch.equal(training.training_set(other)[1], training.training_set(recipe)[1])
+
+
+def test_every_epoch_has_an_order_of_its_own_and_shows_each_image_once():
+    recipe = dataclasses.replace(MLP, epochs=2)
+    first, second = batches(recipe).flatten(1).chunk(2)
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort(0).values, second.sort(0).values)
+    assert len(first.unique(dim=0)) == 128
+
+
+def test_a_last_incomplete_batch_is_left_out():
+    run = Run(dataclasses.replace(MLP, n_train=100))
+    assert run.steps == 3 and run.batch_size == 32
+    run = Run(dataclasses.replace(MLP, n_train=20))  # a batch larger than the data set is the data set
+    assert run.steps == 1 and run.batch_size == 20
+
+
+def test_the_training_set_has_shuffled_labels_and_untouched_images():
+    recipe = dataclasses.replace(MLP, n_train=1000, corruption=0.6)
+    x, y = training.training_set(recipe)
+    clean = data.load("digits").subset(1000)
+    assert torch.equal(x, clean.x_train)
+    assert torch.equal(y.bincount(), clean.y_train.bincount())
+    assert (y != clean.y_train).double().mean().item() == pytest.approx(0.9 * 0.6, abs=0.04)
+
+
+# Learning ---------------------------------------------------------------------------------------------------
+
+
+def test_a_network_memorizes_shuffled_digits():
+    recipe = Recipe("digits", n_train=400, width=128, corruption=1.0, epochs=80)
+    network, digits = train(recipe), data.load("digits")
+    x, y = training.training_set(recipe)
+    assert (network(x).argmax(1) == y).all()
+    assert (network(digits.x_test).argmax(1) == digits.y_test).double().mean() < 0.25
+
+
+def test_a_network_generalizes_from_true_labels():
+    network, digits = train(Recipe("digits", width=32, epochs=10)), data.load("digits")
+    assert (network(digits.x_test).argmax(1) == digits.y_test).double().mean() > 0.93
+
+
+def test_training_ends_early_when_asked_to():
+    recipe = Recipe("digits", n_train=100, width=64, epochs=200, stop_when_memorized=True)
+    run = Run(recipe)
+    while not run.done:
+        assert run.accuracy < 1
+        run.advance()
+    assert run.accuracy == 1 and run.epoch < 200
+
+
+def test_bfloat16_trains_to_another_network_measured_in_float32():
+    recipe = dataclasses.replace(MLP, precision="bfloat16")
+    network = train(recipe)
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert all(p.isfinite().all() for p in network.parameters())
+    assert not same(network.state_dict(), train(MLP).state_dict())
+
+
+def test_divergence_is_an_error_that_names_the_recipe():
+    with pytest.raises(FloatingPointError, match=r"diverged in epoch \d.*lr=1e\+30"):
+        train(dataclasses.replace(MLP, lr=1e30))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("constant", [1] * 8),
+        ("linear", [15 / 16, 13 / 16, 11 / 16, 9 / 16, 7 / 16, 5 / 16, 3 / 16, 1 / 16]),
+        ("cosine", [0.990393, 0.915735, 0.777785, 0.597545, 0.402455, 0.222215, 0.084265, 0.009607]),
+        # Up to 1 after a fifth of the steps, then down to 0.
+        ("onecycle", [0.3125, 0.9375, 0.859375, 0.703125, 0.546875, 0.390625, 0.234375, 0.078125]),
+    ],
+)
+def test_the_learning_rate_of_every_step(schedule, factors):
+    run = Run(dataclasses.replace(MLP, epochs=2, schedule=schedule, lr=0.5))  # two epochs of four steps
+    rates, step = [], run.optimizer.step
+    run.optimizer.step = lambda: (rates.append(run.optimizer.param_groups[0]["lr"]), step())
+    while not run.done:
+        run.advance()
+    assert rates == pytest.approx([0.5 * factor for factor in factors], abs=1e-6)
+
+
+def test_optimizers_get_what_the_recipe_says():
+    sgd = Run(dataclasses.replace(MLP, momentum=0.8, weight_decay=0.01)).optimizer
+    assert isinstance(sgd, torch.optim.SGD)
+    assert sgd.param_groups[0]["momentum"] == 0.8 and sgd.param_groups[0]["weight_decay"] == 0.01
+    adam = Run(dataclasses.replace(MLP, optimizer="adam", momentum=0.8)).optimizer
+    assert isinstance(adam, torch.optim.Adam) and adam.param_groups[0]["betas"] == (0.8, 0.999)
+
+
+# What training hands out ------------------------------------------------------------------------------------
+
+
+def test_a_trained_network_is_in_eval_mode_and_rounded_to_half_precision():
+    network = train(CONVNET)
+    assert not any(module.training for module in network.modules())
+    assert all(torch.equal(p, p.half().float()) and not p.requires_grad for p in network.parameters())
+    assert not torch.equal(network.norm1.running_var, network.norm1.running_var.half().float())
+
+
+def test_looking_at_a_network_does_not_change_its_training():
+    looked, through = Run(MLP), advanced(MLP)
+    while not looked.done:
+        looked.advance()
+        looked.network()[1].weight.fill_(7)
+    assert same(looked.state(), through.state())
+
+
+def test_a_time_estimate_is_a_number_of_seconds():
+    assert 0 < training.estimate(MLP) < 60
+    assert 0 < training.estimate(dataclasses.replace(MLP, n_train=None, batch_size=1000)) < 60
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "CPU"])
+def test_an_unknown_device_is_refused(name, monkeypatch):
+    monkeypatch.setenv("REPRO_DEVICE", name)
+    with pytest.raises(ValueError, match="^REPRO_DEVICE: expected auto, cpu or cuda"):
+        training.device()
+
+
+# Recipes ----------------------------------------------------------------------------------------------------
+
+BAD = {
+    "dataset": ["", None, 3],
+    "model": ["vgg", None, ["mlp"]],
+    "n_train": [0, -1, 1.5, True, "100"],
+    "width": [0, -1, 1.5, True, "64", (), (8, 0), (8, 2.5), float("nan")],
+    "strides": [(), (1, 0), (1, 1.5), 2, "ab"],
+    "batch_norm": [None, 1, "yes"],
+    "dropout": [-0.1, 1, 1.1, float("nan"), None, True],
+    "init": ["xavier", None],
+    "corruption": [-0.1, 1.1, float("nan"), "0.5", None, True],
+    "optimizer": ["rmsprop", None],
+    "lr": [-0.1, float("inf"), float("nan"), "0.1", None],
+    "momentum": [-0.1, 1, float("nan"), None],
+    "weight_decay": [-1, float("inf"), None],
+    "schedule": ["step", None],
+    "batch_size": [0, -1, 12.5, True, None],
+    "epochs": [0, -1, 12.5, True, None],
+    "precision": ["float16", None],
+    "stop_when_memorized": [None, 0, 1],
+    "seed": [-1, 0.5, True, None],
+}
+
+
+def test_every_field_is_validated():
+    assert set(BAD) == {field.name for field in dataclasses.fields(Recipe)}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in BAD.items() for value in values]
+)
+def test_a_bad_field_is_named(field, value):
+    with pytest.raises(ValueError, match=f"^{field}: expected .*, got "):
+        Recipe(**{"dataset": "digits", field: value})
+
+
+@pytest.mark.parametrize("width", [(8, 8), 0, -0.5, True, "half"])
+def test_the_width_of_a_convnet_is_a_factor(width):
+    with pytest.raises(ValueError, match="^width: expected"):
+        Recipe("digits", "convnet", width=width)
+
+
+# One other value of every field.
+OTHERS = dict(
+    dataset="mnist",
+    model="convnet",
+    n_train=100,
+    width=64,
+    strides=(1, 2),
+    batch_norm=False,
+    dropout=0.1,
+    init="torch",
+    corruption=0.5,
+    optimizer="adam",
+    lr=0.2,
+    momentum=0.5,
+    weight_decay=0.1,
+    schedule="linear",
+    batch_size=64,
+    epochs=61,
+    precision="bfloat16",
+    stop_when_memorized=True,
+    seed=1,
+)
+
+
+def test_a_key_stays_what_it_is():
+    # Stored networks are found by these names: if they change, all are lost. A new field needs a default under
+    # which old recipes mean what they meant; failing that, raise training.FORMAT and train everything again.
+    assert Recipe("digits").key == "62654f77179ff732"
+    everything = Recipe(**OTHERS)
+    assert everything.key == "24c32b9afa02ebe3"
+
+
+def test_every_field_counts_in_the_key():
+    keys = {Recipe("digits").key} | {
+        Recipe(**{"dataset": "digits", name: value}).key for name, value in OTHERS.items()
+    }
+    assert len(keys) == len(OTHERS) + 1
+
+
+def test_the_same_recipe_in_other_words_has_the_same_key():
+    recipe = Recipe("digits", "convnet", lr=0.1, strides=(1, 2), width=1.0, corruption=0.0)
+    other = Recipe(
+        corruption=0, width=1, strides=[1, 2], lr=np.float64(0.1), model="convnet", dataset="digits", seed=0
+    )
+    assert recipe == other and hash(recipe) == hash(other) and recipe.key == other.key
+    mlp = Recipe("digits", width=64, epochs=np.int64(5))
+    assert mlp == Recipe("digits", width=np.int64(64), epochs=5) and type(mlp.epochs) is int
+    assert Recipe("digits", momentum=0, dropout=0).key == Recipe("digits", momentum=0.0).key
+
+
+def test_a_key_names_a_file():
+    assert len(MLP.key) == 16 and set(MLP.key) <= set("0123456789abcdef")
+
+
+def test_a_recipe_survives_json():
+    recipe = Recipe("digits", "convnet", strides=(1, 2), lr=1 / 3)
+    assert Recipe(**json.loads(recipe.to_json())) == recipe
+
+
+def test_a_recipe_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MLP.lr = 1.0
+
+
+def test_a_digest_does_not_depend_on_the_order_of_fields():
+    assert training.digest({"a": 1, "b": [2, 3]}) == training.digest({"b": [2, 3], "a": 1})
+    assert training.digest({"a": 1}) != training.digest({"a": 2})
