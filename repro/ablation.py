@@ -6,6 +6,8 @@ To ablate a unit is to clamp its activation, after the nonlinearity, to a consta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,8 +15,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from repro.units import Cut, check_images, evaluating, prepare, score_columns, scores
+from repro.units import Cut, Link, check_images, evaluating, image_scores, in_threads, prepare, score_columns, scores
 
+CACHE = 2**18  # numbers in a buffer that stays in a core's cache
 VALUES = ("zero", "mean", "mean_per_position")
 
 
@@ -48,27 +51,77 @@ def single_unit(
         delta_accuracy (ablated − intact).
     """
     cut, x, y = prepare(model, x, y, layers)
-    with evaluating(model):
+    total = sum(cut.layers.values()) * len(x)
+    tables = []
+    with evaluating(model), tqdm(total=total, unit="image", unit_scale=True, desc="units", delay=2) as bar:
         clamp = clamp_values(cut, value, x if x_fit is None else check_images(x_fit, "x_fit"))
-        intact = sum(scores(cut.run(x[block]), y[block]) for block in cut.blocks(len(x)))
-        tables = []
-        with tqdm(total=sum(cut.layers.values()) * len(x), unit="image", unit_scale=True, desc="units", delay=2) as bar:
-            for layer, units in cut.layers.items():
-                sums = torch.zeros(units, len(intact), dtype=torch.float64)
-                for block in cut.blocks(len(x)):
-                    tail = cut.start(x[block], layer)
-                    h = tail.h.clone()
-                    for unit in range(units):
-                        h[:, unit] = clamp[layer][:, unit]
-                        sums[unit] += scores(tail(h), y[block]).cpu()
-                        h[:, unit] = tail.h[:, unit]
-                        bar.update(len(h))
-                tables.append(pd.DataFrame({"layer": layer, "unit": range(units), **score_columns(sums, len(x))}))
-    table = pd.concat(tables, ignore_index=True)
-    whole = score_columns(intact[None].cpu(), len(x))
-    for column in ("loss", "accuracy"):
-        table[f"delta_{column}"] = table[column] - whole[column][0]
-    return table
+        for layer, units in cut.layers.items():
+            links = cut.chain(layer, {layer: clamp[layer]})
+            changes = partial(_changes_of_chain if links else _changes, cut, layer, links, clamp[layer])
+            intact = change = 0
+            blocks = list(cut.blocks(len(x), links or ()))
+            for whole, sums in in_threads(lambda b, f=changes: f(x[b], y[b]), blocks, x.device):
+                intact, change = intact + whole, change + sums
+                bar.update(units * len(x) / len(blocks))
+            columns = score_columns(intact + change, len(x))
+            columns |= {f"delta_{name}": values for name, values in score_columns(change, len(x)).items()}
+            columns.pop("delta_accuracy_top5", None)
+            tables.append(pd.DataFrame({"layer": layer, "unit": range(units), **columns}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _changes(cut: Cut, layer: str, _, v: torch.Tensor, x: torch.Tensor, y: torch.Tensor):
+    """Scores of a block of images, (2,), and their change by each unit's ablation, (units, 2), in any network."""
+    tail = cut.start(x, layer)
+    h, intact = tail.h.clone(), scores(tail(tail.h), y)
+    change = torch.zeros(cut.layers[layer], len(intact), dtype=torch.float64, device=x.device)
+    for unit in range(len(change)):
+        h[:, unit] = v[:, unit]
+        change[unit] = scores(tail(h), y) - intact
+        h[:, unit] = tail.h[:, unit]
+    return intact.cpu(), change.cpu()
+
+
+def _changes_of_chain(cut: Cut, layer: str, links: list[Link], _, x: torch.Tensor, y: torch.Tensor):
+    """The same where the network above the layer is a chain: z loses the unit's term, on images where it has one.
+
+    z − mix_k(d_k), d = g − value; images with d_k = 0 keep their scores.
+    """
+    first, *rest = links
+    d = first.terms(cut.start(x, layer).h)  # (n, C, ...)
+    z = first.mix(d, first.weight) + first.constant
+    z = z.contiguous() if rest else z
+    intact = image_scores(_finish(rest, z.clone()), y)  # (2, n)
+    active = (d != 0).reshape(*d.shape[:2], -1).any(2).T  # (C, n)
+    units, images = active.nonzero(as_tuple=True)
+    ends = active.sum(1).cumsum(0).tolist()
+    sums = torch.zeros(len(active), len(intact), dtype=torch.float64, device=x.device)
+    columns = first.weight.transpose(0, 1).contiguous().transpose(0, 1)
+    d = d.transpose(0, 1).contiguous()  # (C, n, ...)
+    rows = max(1, CACHE // z[0].numel())
+    unit = start = 0
+    while unit < len(ends):
+        last = unit + 1
+        while last < len(ends) and ends[last] <= start + rows:
+            last += 1
+        pairs = slice(start, ends[last - 1])
+        changed = z.index_select(0, images[pairs])
+        for k in range(unit, last):
+            own = slice(ends[k - 1] if k else 0, ends[k])
+            if own.stop > own.start:
+                first.subtract(changed[own.start - start : own.stop - start], d[k, images[own], None], columns[:, k : k + 1])
+        if len(changed):
+            change = image_scores(_finish(rest, changed), y[images[pairs]]) - intact[:, images[pairs]]
+            sums.index_add_(0, units[pairs], change.T.double())
+        unit, start = last, pairs.stop
+    return intact.sum(1, dtype=torch.float64).cpu(), sums.cpu()
+
+
+def _finish(links: list[Link], z: torch.Tensor) -> torch.Tensor:
+    """Logits of pre-activations z, which are overwritten."""
+    for link in links:
+        z = link(z)
+    return z
 
 
 def cumulative(
@@ -103,23 +156,73 @@ def cumulative(
     cut, x, y = prepare(model, x, y, layers)
     sequences = list(_orders(cut, orders, seed))
     at = [points(len(sequence), steps) for sequence in sequences]
-    with evaluating(model):
+    with evaluating(model), tqdm(total=sum(map(len, at)) * len(x), unit="image", unit_scale=True, desc="cumulative", delay=2) as bar:
         clamp = clamp_values(cut, value, x if x_fit is None else check_images(x_fit, "x_fit"))
-        tables = []
-        work = sum(map(len, at)) * len(x)
-        with tqdm(total=work, unit="image", unit_scale=True, desc="cumulative", delay=2) as bar:
-            for order, (sequence, counts) in enumerate(zip(sequences, at, strict=True)):
-                rows = []
-                for n in counts:
-                    masks = {name: torch.zeros(units, dtype=torch.bool) for name, units in cut.layers.items()}
-                    for name, unit in sequence[:n]:
-                        masks[name][unit] = True
-                    edit = _clamping(masks, clamp)
-                    rows.append(sum(scores(cut.run(x[b], edit), y[b]) for b in cut.blocks(len(x))))
-                    bar.update(len(x))
-                table = {"order": order, "n_ablated": counts, "fraction_ablated": counts / sum(cut.layers.values())}
-                tables.append(pd.DataFrame(table | score_columns(torch.stack(rows), len(x))))
-    return pd.concat(tables, ignore_index=True)
+        links = cut.chain(next(iter(cut.layers)), clamp)
+        plans = [_sorted(cut, links, seq, counts) if links else _masks(cut, seq, counts) for seq, counts in zip(sequences, at, strict=True)]
+        curves = partial(_curves_of_chain, cut, links, plans) if links else partial(_curves, cut, clamp, plans)
+        sums = 0
+        blocks = list(cut.blocks(len(x), links or ()))
+        for part in in_threads(lambda b: torch.cat(list(curves(x[b], y[b]))), blocks, x.device):
+            sums = sums + part
+            bar.update(sum(map(len, at)) * len(x) / len(blocks))
+    counts = np.concatenate(at)
+    where = {"order": np.repeat(np.arange(len(at)), [len(c) for c in at]), "n_ablated": counts}
+    where["fraction_ablated"] = counts / sum(cut.layers.values())
+    return pd.DataFrame(where | score_columns(sums, len(x)))
+
+
+def _masks(cut, sequence, counts):
+    plan = []
+    for n in counts:
+        masks = {name: torch.zeros(units, dtype=torch.bool, device=cut.device) for name, units in cut.layers.items()}
+        for name, unit in sequence[:n]:
+            masks[name][unit] = True
+        plan.append(masks)
+    return plan
+
+
+def _curves(cut, clamp, plans, x, y):
+    for plan in plans:
+        yield torch.stack([scores(cut.run(x, _clamping(masks, clamp)), y).cpu() for masks in plan])
+
+
+def _sorted(cut, links, sequence, counts):
+    """Links with their channels sorted by the time of ablation, last first: those still present always come first."""
+    time = {link.layer: torch.full((link.shape[0],), len(sequence)) for link in links if link.layer}
+    for t, (name, unit) in enumerate(sequence):
+        time[name][unit] = t
+    order = [time[l.layer].argsort(descending=True) if l.layer else torch.arange(l.shape[0]) for l in links]
+    kept = [[int((time[l.layer] >= n).sum()) if l.layer else l.shape[0] for n in counts] for l in links]
+    out = []
+    for link, channels, outputs in zip(links, order, [*order[1:], slice(None)]):
+        value = link.value if link.value is None else link.value[:, channels]
+        out.append(replace(link, weight=link.weight[outputs][:, channels].contiguous(), value=value, constant=link.constant[:, outputs]))
+    return order, list(zip(*kept, strict=True)), out
+
+
+def _curves_of_chain(cut, links, plans, x, y):
+    d = links[0].terms(cut.start(x, links[0].layer).h)
+    z = links[0].mix(d, links[0].weight) + links[0].constant
+    z = z.contiguous()
+    for order, steps, (first, *rest) in plans:
+        own_d = d.index_select(1, order[0])
+        own_z = z.index_select(1, order[1]) if rest else z.clone()
+        previous = fresh = d.shape[1]
+        points = []
+        for kept in steps:
+            kept = [*kept, None]
+            now, outputs = kept[:2]
+            if now <= fresh / 2:  # anew, before rounding errors outgrow what is left
+                fresh, own_z = now, first.sum(own_d[:, :now], outputs).contiguous()
+            elif now < previous and outputs != 0:
+                first.subtract(own_z[:, :outputs], own_d[:, now:previous], first.weight[:outputs, now:previous])
+            a = own_z[:, :outputs].clone(memory_format=torch.contiguous_format)
+            previous = now
+            for link, i, o in zip(rest, kept[1:], kept[2:]):
+                a = link(a, i, o)
+            points.append(scores(a, y).cpu())
+        yield torch.stack(points)
 
 
 def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool = False) -> pd.Series:

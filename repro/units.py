@@ -14,11 +14,13 @@ through forward hooks: the same names for its modules, the same results, nothing
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -29,6 +31,11 @@ NONLINEARITIES = (
     *(nn.Softplus, nn.Hardswish, nn.Hardtanh, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh),
 )
 FUNCTIONS = {kind.__name__.lower() for kind in NONLINEARITIES} | {"leaky_relu", "relu_", "leaky_relu_", "elu_"}
+CHANNELWISE = (  # what acts on each channel by itself; PReLU may have one slope a channel
+    *(kind for kind in NONLINEARITIES if kind is not nn.PReLU),
+    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+)
+CHANNELWISE_FUNCTIONS = FUNCTIONS | {"dropout", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
 INPLACE_OPERATORS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv")}
 
 Edit = Callable[[str, torch.Tensor], torch.Tensor]  # (layer, activation) -> activation, of the same shape
@@ -104,6 +111,12 @@ class Cut:
         """Run up to `layer` and keep what the layers above it need."""
         return self._program.start(x, layer, set(self.layers))
 
+    def chain(self, layer: str, clamp: Mapping[str, torch.Tensor]) -> list[Link] | None:
+        """The network from `layer` to the logits as a chain of links, the units of the layers in `clamp` being ablated to
+        those values; None where the network is no such chain, or does not hold all these layers."""
+        links = self._program.chain(layer, clamp)
+        return links if links and set(clamp) <= {link.layer for link in links} else None
+
     def activations(self, x: torch.Tensor) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
         """Blocks of images with the activations (n, C) or (n, C, H, W) of every layer."""
         for block in self.blocks(len(x)):
@@ -111,12 +124,14 @@ class Cut:
             self.run(x[block], lambda name, h, kept=kept: kept.setdefault(name, h))
             yield block, kept
 
-    def blocks(self, n: int, copies: int = 1) -> Iterator[slice]:
-        """Cut n images into blocks; a block's largest activation, `copies` times, takes about 32 MB (GPU: an eighth of
-        what is free)."""
-        largest = max(shape.numel() for shape in self.shapes.values())
-        budget = 2**25 if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0] // 8
-        size = max(1, min(budget // (4 * largest * copies), 8192))
+    def blocks(self, n: int, links: Sequence[Link] = ()) -> Iterator[slice]:
+        """Cut n images into blocks: on a chain, such that a block's pre-activations stay in a core's cache; otherwise its
+        largest activation takes about 32 MB. On a GPU: an eighth of what is free."""
+        largest = max(shape.numel() for shape in [*self.shapes.values(), *(link.shape for link in links)])
+        budget = 2**21 if links else 2**25
+        if self.device.type != "cpu":
+            budget = torch.cuda.mem_get_info(self.device)[0] // 8
+        size = max(1, min(budget // (4 * largest), 8192))
         for first in range(0, n, size):
             yield slice(first, min(first + size, n))
 
@@ -148,6 +163,106 @@ class Tail:
     def __call__(self, h: torch.Tensor, edit: Edit | None = None) -> torch.Tensor:
         """Logits (N, classes) with activation `h` in the layer; `edit` acts on the layers above only."""
         return self._rest(h, edit)
+
+
+@dataclass
+class Link:
+    """One step of a network that is a chain, from one pre-activation to the next: nonlinearity, then mixing of channels.
+
+    The nonlinearity, and whatever else acts on each channel by itself such as pooling, is applied to the pre-activation z
+    of the link below; a linear or convolutional layer then mixes channels, and is a sum over them:
+
+        g = operations(z),  z' = bias + Σ_k mix_k(g_k)
+
+    What acts on channels by themselves commutes with clamping some of them. With `value` what g_k is where unit k is
+    clamped, and `constant` = bias + Σ_k mix_k(value_k), which one image suffices to compute,
+
+        z' = constant + Σ_{k kept} mix_k(g_k − value_k):
+
+    to ablate a unit is to leave its term out. This is exact for every value, also for one that differs between positions
+    or meets zero padding at the borders.
+
+    Attributes
+    ----------
+    layer : str or None
+        The unit layer whose units may be ablated here.
+    shape : torch.Size
+        Of one image's z: (C,) or (C, H, W).
+    operations : list of callables
+        (n, C, ...) -> (n, C, ...), each channel by itself; they may overwrite what they are given.
+    weight : Tensor (O, C, ...)
+        A convolution's, or for g (n, C, ...) a matrix (O, C, P) with P columns a channel. A batch norm is folded in.
+    convolution : dict or None
+        Stride, padding and dilation, if it is a convolution.
+    value : Tensor (1, C, ...) or None
+        None stands for zero.
+    constant : Tensor (1, O, ...)
+    """
+
+    layer: str | None
+    shape: torch.Size
+    operations: list[Callable] = field(default_factory=list)
+    weight: torch.Tensor | None = None
+    convolution: dict | None = None
+    value: torch.Tensor | None = None
+    constant: torch.Tensor | None = None
+
+    def __call__(self, z: torch.Tensor, kept: int | None = None, outputs: int | None = None) -> torch.Tensor:
+        """z' (n, outputs, ...) from z (n, kept, ...), with the first `kept` units present and the others ablated."""
+        return self.sum(self.terms(z, kept), outputs)
+
+    def sum(self, d: torch.Tensor, outputs: int | None = None) -> torch.Tensor:
+        """constant + Σ_k mix_k(d_k) over the first units, (n, outputs, ...) from d = g − value, (n, kept, ...)."""
+        constant, kept = self.constant[:, :outputs], d.shape[1]
+        if kept == 0 or outputs == 0:
+            return constant.expand(len(d), *constant.shape[1:])
+        return self.mix(d, self.weight[:outputs, :kept]) + constant
+
+    def terms(self, z: torch.Tensor, kept: int | None = None) -> torch.Tensor:
+        """g − value, (n, kept, ...)."""
+        for operation in self.operations:
+            z = operation(z)
+        return z if self.value is None else z - self.value[:, :kept]
+
+    def mix(self, g: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Σ_k mix_k(g_k): (n, C, ...) -> (n, O, ...), for the channels and outputs that `weight` holds."""
+        if self.convolution is not None:
+            return F.conv2d(g, weight, **self.convolution)
+        return (weight.flatten(1) @ g.flatten(1).T).T  # this way round, few outputs (the logits) cost half as much
+
+    def subtract(self, z: torch.Tensor, g: torch.Tensor, weight: torch.Tensor) -> None:
+        """z −= Σ_k mix_k(g_k), in place; for one unit of a linear layer, an outer product."""
+        if self.convolution is not None:
+            z.sub_(self.mix(g, weight))
+        else:
+            z.addmm_(g.flatten(1), weight.flatten(1).T, alpha=-1)
+
+
+def _fold(norm: nn.Module, link: Link) -> bool:
+    """Let the mixing of `link` do the batch norm's work, too."""
+    if norm.running_var is None or norm.num_features != len(link.weight):
+        return False
+    scale = (norm.running_var.double() + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+    shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
+    dtype, channels = link.weight.dtype, (-1,) + (1,) * (link.constant.ndim - 2)
+    link.constant = (link.constant * scale.reshape(channels) + shift.reshape(channels)).to(dtype)
+    link.weight = (link.weight * scale.reshape((-1,) + (1,) * (link.weight.ndim - 1))).to(dtype)
+    return True
+
+
+def in_threads(function: Callable, blocks: Iterable, device: torch.device) -> Iterator:
+    """`function` of every block of images, in order, one thread a block: operations on a block in a core's cache are too
+    short to be shared among cores."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1:
+        yield from map(function, blocks)
+        return
+    torch.set_num_threads(1)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(torch.no_grad()(function), blocks)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
@@ -252,6 +367,7 @@ class _Graph:
     def outputs(self, sample):
         env = {self.nodes[0]: sample}
         self._execute(self.nodes, env, keep=set(self.nodes))
+        self.shapes = {node: value.shape for node, value in env.items() if isinstance(value, torch.Tensor)}
         found = {}
         for name, node in self.by_name.items():
             value = env.get(node)
@@ -269,6 +385,61 @@ class _Graph:
         env = {self.nodes[0]: x}
         self._execute(self.nodes, env, {self.result}, layers, edit)
         return env[self.result]
+
+    def chain(self, layer, clamp) -> list[Link] | None:
+        node = self.by_name[layer]
+        links = [self._link(node, clamp)]
+        while node is not self.result:
+            source = node
+            if len(source.users) != 1:
+                return None
+            node = next(iter(source.users))
+            if node.all_input_nodes != [source] or not self._extend(links, source, node, clamp):
+                return None
+            name, link = self.names.get(node), links[-1]
+            if name in clamp and link.layer != name:
+                if link.layer or self.shapes[node][1] != link.shape[0]:
+                    return None
+                link.layer, link.value = name, clamp[name].expand(1, *self.shapes[node][1:])
+        last = links.pop()
+        if last.layer or last.operations:
+            return None
+        for link in links:
+            if link.value is not None and link.value.any():
+                link.constant = link.constant + link.mix(link.value, link.weight)
+            else:
+                link.value = None
+        return links
+
+    def _link(self, node, clamp) -> Link:
+        name, shape = self.names[node], self.shapes[node][1:]
+        return Link(name, shape, value=clamp[name].expand(1, *shape)) if name in clamp else Link(None, shape)
+
+    def _extend(self, links, source, node, clamp) -> bool:
+        """Add one operation to a chain; False if it is of no kind that chains are made of."""
+        link, module = links[-1], self.modules.get(node.target) if node.op == "call_module" else None
+        if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
+            return True  # a linear layer's columns are counted by channel
+        if isinstance(module, CHANNELWISE) or getattr(node.target, "__name__", "") in CHANNELWISE_FUNCTIONS:
+            relu = isinstance(module, nn.ReLU)
+            operation = torch.relu_ if relu else lambda h: self._call(node, {source: h})
+            link.operations.append(operation)
+            link.value = None if link.value is None else operation(link.value.clone())
+            return True
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            return len(links) > 1 and not link.operations and not link.layer and _fold(module, links[-2])
+        if isinstance(module, nn.Linear) and len(self.shapes[source]) == 2:
+            link.weight = module.weight.unflatten(1, (link.shape[0], -1))
+        elif isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros":
+            link.weight = module.weight
+            link.convolution = {name: getattr(module, name) for name in ("stride", "padding", "dilation")}
+        else:
+            return False
+        shape = self.shapes[node][1:]
+        bias = module.weight.new_zeros(shape[0]) if module.bias is None else module.bias
+        link.constant = bias.reshape((1, -1) + (1,) * (len(shape) - 1)).expand(1, *shape)
+        links.append(self._link(node, clamp))
+        return True
 
     def start(self, x, layer, layers) -> Tail:
         cut = self.by_name[layer]
@@ -337,6 +508,9 @@ class _Hooks:
         # An in-place module changes its input, and an edit must not reach back into it: hence the clone.
         return self._forward(x, lambda name, _, h: edit(name, h.clone()) if edit and name in layers else h)
 
+    def chain(self, layer, clamp) -> None:
+        return None
+
     def start(self, x, layer, layers) -> Tail:
         kept = {}
         self._forward(x, lambda name, _, h: kept.setdefault(name, h.clone()) if name == layer else h)
@@ -398,14 +572,21 @@ def prepare(model, x, y, layers=None) -> tuple[Cut, torch.Tensor, torch.Tensor]:
     return cut, x.to(cut.device), y.to(cut.device)
 
 
-def scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy in nats, correct images, and (from 100 classes on) images with the label among the first
-    five: (..., 2) or (..., 3) float64 for logits (..., N, classes) and labels (N,)."""
-    loss = torch.logsumexp(logits, -1) - logits.gather(-1, y.expand(logits.shape[:-1])[..., None]).squeeze(-1)
-    sums = [loss.sum(-1, dtype=torch.float64), (logits.argmax(-1) == y).sum(-1).double()]
+def image_scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of every image the cross-entropy in nats, whether it is correct, and (from 100 classes on) whether the label is among
+    the first five: (2 or 3, ..., N) for logits (..., N, classes) and labels (N,) or (..., N)."""
+    largest, first = logits.max(-1)
+    loss = (logits - largest[..., None]).exp_().sum(-1).log_()
+    loss += largest - logits.gather(-1, y.expand(logits.shape[:-1])[..., None]).squeeze(-1)
+    found = [loss, (first == y).to(loss.dtype)]
     if logits.shape[-1] >= 100:
-        sums.append((logits.topk(5, dim=-1).indices == y[:, None]).any(-1).sum(-1).double())
-    return torch.stack(sums, dim=-1)
+        found.append((logits.topk(5, dim=-1).indices == y[..., None]).any(-1).to(loss.dtype))
+    return torch.stack(found)
+
+
+def scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """`image_scores` summed over images: (..., 2 or 3) float64 for logits (..., N, classes) and labels (N,)."""
+    return image_scores(logits, y).sum(-1, dtype=torch.float64).movedim(0, -1)
 
 
 def score_columns(sums: torch.Tensor, n: int) -> dict[str, list[float]]:
