@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.legend import Legend
 from matplotlib.text import Text
 
 from repro import plots
@@ -522,6 +523,20 @@ def test_the_corner_tells_the_rank_correlation():
     rho = np.corrcoef(order.T)[0, 1]
     assert f"Spearman ρ = {rho:.2f}".replace("-", "−") in [text.get_text() for text in ax.texts]
     assert ax.collections[0].get_offsets().shape == (50, 2)
+
+
+def test_a_key_names_units_only_where_levels_are_numbers():
+    ax = axes()
+    table = cumulative([{"generalization_error": name} for name in ("five smallest", "five largest")])
+    plots.curves(ax, table, hue="generalization_error")
+    (key,) = ax.findobj(Legend)
+    assert key.get_title().get_text() == "generalization error"
+    assert [text.get_text() for text in key.get_texts()] == ["five smallest", "five largest"]
+    ax = axes()
+    plots.curves(ax, corrupted(networks=1, orders=2), hue="corruption")
+    (key,) = ax.findobj(Legend)
+    assert key.get_title().get_text() == "corrupted labels (%)"
+    assert [text.get_text() for text in key.get_texts()] == ["0", "20", "40", "60", "80", "100"]
 
 
 def test_density_integrates_to_one_and_keeps_within_its_bounds():

@@ -242,6 +242,8 @@ def level_key(ax, column, palette, **line):
     title = words.label(column)
     if _numeric(palette) and len(palette) > MOST_NAMED:
         return gradient_key(ax, title, column, list(palette))
+    if not _numeric(palette):  # "five smallest" has no unit
+        title = title.split(" (")[0]
     entries = {words.level_name(column, level): {"color": color, **line} for level, color in palette.items()}
     return key(ax, title, entries)
 
