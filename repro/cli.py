@@ -186,7 +186,8 @@ def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: i
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     waiting, running, results = list(names), {}, {}
-    bar = tqdm(total=len(names), unit="step", desc="figures", dynamic_ncols=True)
+    every = 0.2 if sys.stderr.isatty() else 20.0  # seconds between two looks at the progress; a log needs few
+    bar, shown = tqdm(total=len(names), unit="step", desc="figures", dynamic_ncols=True), time.monotonic()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -198,8 +199,10 @@ def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: i
                     error = output.with_suffix(".log").read_text() if process.returncode else ""
                     results[name] = {"seconds": time.monotonic() - start, "error": _cause(output, error), "output": output}
                     del running[name]
-            _show_progress(bar, Path(progress.name), len(names), len(results), running)
-            time.sleep(0.1)
+            if time.monotonic() - shown > every:
+                _show_progress(bar, Path(progress.name), len(names), len(results), running)
+                shown = time.monotonic()
+            time.sleep(0.05)
     finally:
         for process, *_ in running.values():
             process.terminate()
