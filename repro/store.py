@@ -27,7 +27,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 
@@ -96,7 +95,7 @@ def read_tensors(path: Path, origin: dict) -> dict[str, torch.Tensor] | None:
     content = _read(path)
     if content is None:
         return None
-    _compare(path, _tensor_header(path, content), origin)
+    _compare(path, _parse_header(path, content), origin)
     return parse_tensors(content)
 
 
@@ -115,12 +114,8 @@ def read_table(path: Path, origin: dict) -> pd.DataFrame | None:
     content = _read(path)
     if content is None:
         return None
-    try:
-        file = pq.ParquetFile(pa.BufferReader(content))
-        _compare(path, {name.decode(): value.decode() for name, value in file.metadata.metadata.items()}, origin)
-        return file.read().to_pandas()
-    except (pa.ArrowException, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
+    _compare(path, _parse_header(path, content), origin)
+    return pq.ParquetFile(pa.BufferReader(content)).read().to_pandas()
 
 
 def _header(path: Path, origin: dict, made: dict | None) -> dict[str, str]:
@@ -166,11 +161,16 @@ def _read(path: Path) -> bytes | None:
     return content
 
 
-def _tensor_header(path: Path, content: bytes) -> dict[str, str]:
+def _parse_header(path: Path, content: bytes) -> dict[str, str]:
+    """What `_header` wrote into a file."""
     try:
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])["__metadata__"]
-    except (ValueError, KeyError, SafetensorError) as error:
+        if path.suffix == ".safetensors":
+            length = int.from_bytes(content[:8], "little")
+            header = json.loads(content[8 : 8 + length])["__metadata__"]
+        else:
+            metadata = pq.read_metadata(pa.BufferReader(content)).metadata
+            header = {name.decode(): value.decode() for name, value in metadata.items()}
+    except (ValueError, KeyError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
     if header.get("format") != FORMAT:
         raise _damaged(path, f"it has format {header.get('format')}, this version reads {FORMAT}")
@@ -225,14 +225,7 @@ def read_entry(path: Path) -> Entry:
     content = _read(path)
     if content is None:
         raise Damaged(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        header = _tensor_header(path, content)
-    else:
-        try:
-            metadata = pq.read_metadata(pa.BufferReader(content)).metadata
-        except pa.ArrowException as error:
-            raise _damaged(path, error) from error
-        header = {name.decode(): value.decode() for name, value in metadata.items()}
+    header = _parse_header(path, content)
     return Entry(path, json.loads(header["origin"]), json.loads(header["made"]))
 
 

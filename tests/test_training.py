@@ -318,7 +318,7 @@ OTHERS = dict(
 
 
 def test_a_key_stays_what_it_is():
-    # Stored networks are found by these names: if they change, all are lost. A new field needs a default under
+    # Stored networks are found by these names: if they change, all are lost. A new field needs a default with
     # which old recipes mean what they meant; failing that, raise training.FORMAT and train everything again.
     assert Recipe("digits").key == "62654f77179ff732"
     everything = Recipe(**OTHERS)
