@@ -1,8 +1,8 @@
 """The command line: every figure of the paper from one command.
 
-    repro figures                          all figures on the small preset, several notebooks at once
-    repro figures fig1 --preset paper      one figure at the paper's scale, from data/
-    repro figures fig1 --fresh             the same from scratch
+repro figures                          all figures on the small preset, several notebooks at once
+repro figures fig1 --preset paper      one figure at the paper's scale, from data/
+repro figures fig1 --fresh             the same from scratch
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"repro: {error}", file=sys.stderr)
         return 2 if isinstance(error, Refused) else 1
     except KeyboardInterrupt:
-        print("\nrepro: interrupted; what was finished is in the store, the same command goes on from there", file=sys.stderr)
+        print(
+            "\nrepro: interrupted; what was finished is in the store, the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -51,8 +54,12 @@ def _parser() -> argparse.ArgumentParser:
 
     figures = commands.add_parser("figures", help="run the notebooks and draw their figures")
     figures.add_argument("names", nargs="*", metavar="NAME", help=f"notebooks, by default all: {' '.join(NAMES)}")
-    figures.add_argument("--preset", default="digits", help="digits (default): small, no download; paper: the paper's scale")
-    figures.add_argument("--fresh", action="store_true", help="ignore what is stored: train and measure everything anew")
+    figures.add_argument(
+        "--preset", default="digits", help="digits (default): small, no download; paper: the paper's scale"
+    )
+    figures.add_argument(
+        "--fresh", action="store_true", help="ignore what is stored: train and measure everything anew"
+    )
     figures.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     figures.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     figures.add_argument("--dry-run", action="store_true", help="only say what is missing, and about how long it takes")
@@ -98,7 +105,9 @@ def defaults(notebook) -> dict:
     """Values in a notebook's parameters cell, a plain `name: type = value` a line."""
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     return {
-        node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body if isinstance(node, ast.AnnAssign)
+        node.target.id: ast.literal_eval(node.value)
+        for node in ast.parse(cell.source).body
+        if isinstance(node, ast.AnnAssign)
     }
 
 
@@ -128,7 +137,8 @@ def chosen(names: list[str], preset: str, given: list[list[str]] = ()) -> dict[s
                 raise Refused(f"parameter {parameter!r} in {source}: expected {kind} like {found[0]!r}, got {value!r}")
     wanted = from_preset | from_user
     return {
-        name: {p: wanted[p] for p, value in book.items() if p in wanted and wanted[p] != value} for name, book in here.items()
+        name: {p: wanted[p] for p, value in book.items() if p in wanted and wanted[p] != value}
+        for name, book in here.items()
     }
 
 
@@ -168,7 +178,10 @@ def draw(options) -> int:
     write_scorecard(options.preset)
     _print_results(results, options.preset)
     for name in failed:
-        print(f"\n{name} failed: {results[name]['error']}\n  what it had drawn: {results[name]['output']}", file=sys.stderr)
+        print(
+            f"\n{name} failed: {results[name]['error']}\n  what it had drawn: {results[name]['output']}",
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 
@@ -197,7 +210,11 @@ def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: i
             for name, (process, start, output) in list(running.items()):
                 if process.poll() is not None:
                     error = output.with_suffix(".log").read_text() if process.returncode else ""
-                    results[name] = {"seconds": time.monotonic() - start, "error": _cause(output, error), "output": output}
+                    results[name] = {
+                        "seconds": time.monotonic() - start,
+                        "error": _cause(output, error),
+                        "output": output,
+                    }
                     del running[name]
             if time.monotonic() - shown > every:
                 _show_progress(bar, Path(progress.name), len(names), len(results), running)
@@ -217,7 +234,9 @@ def _start(name: str, output: Path, parameters: dict, environment: dict) -> subp
     command += ["--cwd", str(NOTEBOOKS), "--no-progress-bar", "--log-level", "ERROR", "-k", "python3"]
     if parameters:
         command += ["-y", yaml.safe_dump(parameters)]
-    with open(output.with_suffix(".log"), "w") as log:  # a file: nobody reads along, and a full pipe would stop the kernel
+    with open(
+        output.with_suffix(".log"), "w"
+    ) as log:  # a file: nobody reads along, and a full pipe would stop the kernel
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
@@ -273,7 +292,9 @@ def write_scorecard(preset: str) -> None:
     folder = figures_folder(preset)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scorecard.json").write_text(json.dumps(verdicts, indent=1, ensure_ascii=False) + "\n")
-    title = f"# Scorecard, preset {preset}\n\nRules: fixed before any network was trained; intervals: 95 % bootstrap.\n\n"
+    title = (
+        f"# Scorecard, preset {preset}\n\nRules: fixed before any network was trained; intervals: 95 % bootstrap.\n\n"
+    )
     (folder / "scorecard.md").write_text(title + scorecard(verdicts) + "\n")
 
 
@@ -340,7 +361,9 @@ def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
         if like not in known:
             known[like] = training.estimate(like)
         seconds += known[like]
-    print(f"in all {len(networks)} networks and at least {tables} tables; training takes about {seconds / 60:.1f} core-minutes")
+    print(
+        f"in all {len(networks)} networks and at least {tables} tables; training takes about {seconds / 60:.1f} core-minutes"
+    )
     return 0
 
 

@@ -162,7 +162,9 @@ def measure(
     """
     recipes = list(dict.fromkeys(recipes))
     _check(analysis, recipes, split, epochs, images, compute, options)
-    wanted = [_Wanted(analysis, recipe, split, epoch, images, options) for recipe in recipes for epoch in epochs or [None]]
+    wanted = [
+        _Wanted(analysis, recipe, split, epoch, images, options) for recipe in recipes for epoch in epochs or [None]
+    ]
     tables = {w: store.read_table(w.path, w.origin) for w in wanted}
     missing = [w for w, table in tables.items() if table is None]
     if missing and compute == "nothing":
@@ -226,7 +228,10 @@ class _Wanted:
         dataset = data.load(self.recipe.dataset)
         train, test = training_set(self.recipe), (dataset.x_test, dataset.y_test)
         kind = ANALYSES[self.analysis]
-        chosen = [_some(part, self.images) for part in ((train, test) if kind.both_splits else (dict(train=train, test=test)[self.split],))]
+        chosen = [
+            _some(part, self.images)
+            for part in ((train, test) if kind.both_splits else (dict(train=train, test=test)[self.split],))
+        ]
         on = device()
         arguments = [tensor.to(on) for part in chosen for tensor in part]
         table = kind.function(model.to(on), *arguments, **self.options)
@@ -345,10 +350,14 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
     run = Run(recipe)
     work = store.state_path(recipe.key)
     state = store.read_tensors(work, _origin(recipe, None))
-    if state is not None and all(store.network_path(recipe.key, e).exists() for e in snapshots if e <= int(state["epoch"])):
+    if state is not None and all(
+        store.network_path(recipe.key, e).exists() for e in snapshots if e <= int(state["epoch"])
+    ):
         run.resume(state)
     title = f"training {recipe.key}"
-    with tqdm(total=recipe.epochs, initial=run.epoch, unit="epoch", desc=title, leave=False, delay=2, disable=quiet) as bar:
+    with tqdm(
+        total=recipe.epochs, initial=run.epoch, unit="epoch", desc=title, leave=False, delay=2, disable=quiet
+    ) as bar:
         while True:
             if run.epoch in snapshots:
                 _write(recipe, run.epoch, run, start)

@@ -87,9 +87,7 @@ def convnet(
     return he_normal(nn.Sequential(layers))
 
 
-def resnet50(
-    classes: int = 1000, width: float = 1.0, in_channels: int = 3, small_images: bool = False
-) -> nn.Module:
+def resnet50(classes: int = 1000, width: float = 1.0, in_channels: int = 3, small_images: bool = False) -> nn.Module:
     """torchvision's ResNet-50, optionally narrower and with a stem for small images.
 
     Parameters

@@ -1,0 +1,43 @@
+# make figures: every figure of the paper, on the small preset.    make test: everything that is checked.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: help figures test test-notebooks test-browser bench lab notebooks clean
+.DEFAULT_GOAL := help
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(INSTALLED): requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+figures: $(INSTALLED)  ## draw every figure on the small preset (arguments: ARGS="--fresh")
+	$(BIN)/repro figures $(ARGS)
+
+test: $(INSTALLED)  ## lint, unit, property and oracle tests, every notebook
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q tests
+	$(MAKE) test-notebooks
+
+test-notebooks: $(INSTALLED)  ## run every notebook against data/ and compare what is marked for it
+	figures=$$(mktemp -d) && REPRO_FIGURES=$$figures MPLBACKEND=agg \
+	  $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks; \
+	  status=$$?; rm -rf "$$figures"; exit $$status
+
+bench: $(INSTALLED)  ## time everything side by side and rewrite benchmarks/README.md
+	$(BIN)/python benchmarks/run.py
+
+lab: $(INSTALLED)  ## open the notebooks in JupyterLab
+	cd notebooks && ../$(BIN)/jupyter lab
+
+notebooks: $(INSTALLED)  ## run the notebooks in place, so that they are committed with their outputs
+	$(BIN)/repro figures --in-place
+
+clean:  ## remove the virtual environment and locks; results stay
+	rm -rf $(VENV) data/work
