@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--fresh", action="store_true", help="ignore what is stored: train and measure everything anew"
     )
     figures.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    figures.add_argument("--in-place", action="store_true", help="keep the outputs in the notebooks themselves")
     figures.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     figures.add_argument("--dry-run", action="store_true", help="only say what is missing, and about how long it takes")
     figures.add_argument(
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# Parameters ---------------------------------------------------------------------------------------------------------------
+# Parameters -----------------------------------------------------------------------------------------------------------
 
 
 def read_notebook(name: str):
@@ -148,7 +149,7 @@ def _same_type(value, default) -> bool:
     return default is None or type(value) is type(default)
 
 
-# repro figures ------------------------------------------------------------------------------------------------------------
+# repro figures --------------------------------------------------------------------------------------------------------
 
 
 def draw(options) -> int:
@@ -175,6 +176,8 @@ def draw(options) -> int:
                 (final / kind).mkdir(parents=True, exist_ok=True)
                 os.replace(path, final / kind / path.name)
         shutil.rmtree(store.root(), ignore_errors=True)
+    if options.in_place and not failed:
+        _keep_outputs([results[name]["output"] for name in names])
     write_scorecard(options.preset)
     _print_results(results, options.preset)
     for name in failed:
@@ -191,11 +194,12 @@ def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: i
     folder = store.root() / "work" / "notebooks" / preset
     folder.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // at_once))
-    progress = tempfile.NamedTemporaryFile("w+", suffix=".progress")
+    progress = folder / f"{os.getpid()}.progress"
+    progress.write_text("")
     environment = os.environ | {
         "OMP_NUM_THREADS": threads,
         "REPRO_JOBS": str(max(1, jobs // at_once)),
-        "REPRO_PROGRESS": progress.name,
+        "REPRO_PROGRESS": str(progress),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     waiting, running, results = list(names), {}, {}
@@ -217,13 +221,14 @@ def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: i
                     }
                     del running[name]
             if time.monotonic() - shown > every:
-                _show_progress(bar, Path(progress.name), len(names), len(results), running)
+                _show_progress(bar, progress, len(names), len(results), running)
                 shown = time.monotonic()
             time.sleep(0.05)
     finally:
         for process, *_ in running.values():
             process.terminate()
         bar.close()
+        progress.unlink()
     return {name: results[name] for name in names}
 
 
@@ -240,8 +245,17 @@ def _start(name: str, output: Path, parameters: dict, environment: dict) -> subp
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
+def _keep_outputs(executed: list[Path]) -> None:
+    """Put executed notebooks in the place of their sources, without what changes from run to run."""
+    keys = "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.widgets"
+    command = [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-id", "--extra-keys", keys]
+    subprocess.run([*command, *map(str, executed)], check=True)
+    for path in executed:
+        shutil.copyfile(path, NOTEBOOKS / path.name)
+
+
 def _show_progress(bar, path: Path, notebooks: int, finished: int, running: dict) -> None:
-    """Steps are notebooks, networks' epochs and tables: what the notebooks said they have before them, and have done."""
+    """Steps are notebooks and tables: what the notebooks said they have before them, and what is done."""
     lines = [line.split() for line in path.read_text().splitlines()]
     bar.total = notebooks + sum(int(n) for what, n in lines if what == "planned")
     bar.n = finished + sum(int(n) for what, n in lines if what == "done")
@@ -298,7 +312,7 @@ def write_scorecard(preset: str) -> None:
     (folder / "scorecard.md").write_text(title + scorecard(verdicts) + "\n")
 
 
-# Replaying a notebook without drawing: what is missing, and the tables behind the panels ----------------------------------
+# Replaying a notebook without drawing: what is missing, and the tables behind the panels ------------------------------
 
 
 def replay(name: str, parameters: dict) -> list[tuple[str, str, object]]:
@@ -362,7 +376,8 @@ def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
             known[like] = training.estimate(like)
         seconds += known[like]
     print(
-        f"in all {len(networks)} networks and at least {tables} tables; training takes about {seconds / 60:.1f} core-minutes"
+        f"in all {len(networks)} networks and at least {tables} tables; "
+        f"training takes about {seconds / 60:.1f} core-minutes"
     )
     return 0
 
@@ -383,7 +398,7 @@ def write_tables(options) -> int:
     return 0
 
 
-# The other commands -------------------------------------------------------------------------------------------------------
+# The other commands ---------------------------------------------------------------------------------------------------
 
 
 def list_notebooks(options) -> int:

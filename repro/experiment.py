@@ -44,7 +44,7 @@ class Missing(LookupError):
         self.networks, self.tables = networks, tables
 
 
-# The analyses -------------------------------------------------------------------------------------------------------------
+# The analyses ---------------------------------------------------------------------------------------------------------
 
 
 def history(model: nn.Module, x, y, x_test, y_test) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def history(model: nn.Module, x, y, x_test, y_test) -> pd.DataFrame:
 def weights(model: nn.Module, x, y, layers: Sequence[str] | None = None) -> pd.DataFrame:
     """L1 norm of the incoming weights of every unit (Fig. A3): layer, unit, l1_norm.
 
-    The weights of a unit layer are those of the last convolution or linear layer that runs before it with as many outputs.
+    The weights of a unit layer are those of the last convolution or linear layer before it with as many outputs.
     """
     cut = units.Cut(model, x[:2], layers)
     order = _calls(model, x[:2].to(cut.device))
@@ -114,7 +114,7 @@ ANALYSES = {
 }
 
 
-# From recipes to a table --------------------------------------------------------------------------------------------------
+# From recipes to a table ----------------------------------------------------------------------------------------------
 
 
 def measure(
@@ -277,7 +277,7 @@ def _check(analysis, recipes, split, epochs, images, compute, options) -> None:
         raise ValueError(f"{name}: {analysis} has no such option; expected some of {', '.join(known) or 'none'}")
 
 
-# Computing what is missing ------------------------------------------------------------------------------------------------
+# Computing what is missing --------------------------------------------------------------------------------------------
 
 
 def _compute(missing: list[_Wanted], jobs: int) -> None:
@@ -307,7 +307,7 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
 
 
 def _compute_network(group: list[_Wanted]) -> int:
-    """Make the tables of one network in a process beside others, which leaves the terminal to the one that started it."""
+    """Make the tables of one network beside other processes, leaving the terminal to the one that started them."""
     with store.lock(group[0].recipe.key):
         return _compute_group(group, quiet=True)
 

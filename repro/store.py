@@ -4,8 +4,8 @@
     data/results/KEY.parquet                 the table of one analysis of one network
     data/work/                               locks, and states of networks in training (not committed)
 
-A file's name is the key of its content's origin (a recipe; an analysis with its options and a recipe). The origin itself
-stands in the file and is compared when the file is read; a checksum over the whole file stands in it too. Files appear
+A file's name is the key of its content's origin (a recipe; an analysis with its options and a recipe). The origin
+itself stands in the file and is compared when the file is read; a checksum over the whole file stands in it too. Files appear
 under their name only when complete. Nothing is ever unpickled.
 """
 
@@ -75,7 +75,7 @@ def state_path(key: str) -> Path:
     return root() / "work" / f"{key}.safetensors"
 
 
-# Reading and writing one file ---------------------------------------------------------------------------------------------
+# Reading and writing one file -----------------------------------------------------------------------------------------
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], origin: dict, made: dict | None = None) -> None:
@@ -110,7 +110,7 @@ def write_table(path: Path, table: pd.DataFrame, origin: dict, made: dict | None
 
 
 def read_table(path: Path, origin: dict) -> pd.DataFrame | None:
-    """The table of a file whose origin is `origin`; None where there is no file. Raises Damaged as `read_tensors` does."""
+    """The table of a file whose origin is `origin`; None where there is no file. Raises as `read_tensors` does."""
     content = _read(path)
     if content is None:
         return None
@@ -195,7 +195,7 @@ def _damaged(path: Path, reason) -> Damaged:
     return Damaged(f"{path}: not used, {reason}; delete the file and run again to make it anew")
 
 
-# Locks, and what there is -------------------------------------------------------------------------------------------------
+# Locks, and what there is ---------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

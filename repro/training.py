@@ -1,8 +1,9 @@
 """Recipes and training: everything that determines a network, and the loop that makes it.
 
-A `Recipe` is a value: two equal recipes are the same network, bit for bit on one CPU, because initialization, data order,
-label shuffle and dropout each draw from a stream of their own derived from the recipe's seed, and because a network is
-trained on one CPU thread. The paper does not state optimizer, learning rate or batch size; they are fields like the others.
+A `Recipe` is a value: two equal recipes are the same network, bit for bit on one CPU, because initialization, data
+order, label shuffle and dropout each draw from a stream of their own derived from the recipe's seed, and because a
+network is trained on one CPU thread. The paper does not state optimizer, learning rate or batch size; they are fields
+like the others.
 """
 
 from __future__ import annotations
