@@ -1,4 +1,4 @@
-"""Image-classification data sets held in memory as tensors, and the label shuffling of Morcos et al. 2018 (section 3.1).
+"""Image data sets held in memory as tensors, and the label shuffling of Morcos et al. 2018 (section 3.1).
 
 ``load`` reads a data set once: standardised float32 images (N, C, H, W) and int64 labels (N,). ``shuffle_labels``
 permutes a fraction of the labels and so keeps the number of images in every class exactly.

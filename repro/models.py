@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ def mlp(inputs: int, widths: Sequence[int], classes: int, dropout: float = 0.0) 
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: expected a number in [0, 1), got {dropout}")
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
         layers[f"linear{i}"] = nn.Linear(fan_in, fan_out)
         layers[f"relu{i}"] = nn.ReLU()
         if dropout:

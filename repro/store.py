@@ -5,8 +5,8 @@
     data/work/                               locks, and states of networks in training (not committed)
 
 A file's name is the key of its content's origin (a recipe; an analysis with its options and a recipe). The origin
-itself stands in the file and is compared when the file is read; a checksum over the whole file stands in it too. Files appear
-under their name only when complete. Nothing is ever unpickled.
+itself stands in the file and is compared when the file is read; a checksum over the whole file stands in it too.
+Files appear under their name only when complete. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
