@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import os
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from tqdm.auto import tqdm
 from repro import ablation, data, noise, selectivity, store, units
 from repro.training import FORMAT, Recipe, Run, build, device, digest, training_set
 
-IMAGES = ("model", "x", "y", "x_test", "y_test")  # what `measure` itself hands to an analysis
+IMAGES = ("model", "x", "y", "x_test", "y_test", "x_fit")  # what `measure` itself hands to an analysis
 SAVE_EVERY = 60  # seconds between stored states of a network in training
 
 
@@ -161,7 +162,8 @@ def measure(
         With compute="nothing".
     """
     recipes = list(dict.fromkeys(recipes))
-    _check(analysis, recipes, split, epochs, images, compute, options)
+    epochs = None if epochs is None else list(dict.fromkeys(epochs))
+    _check(analysis, recipes, split, epochs, images, compute, jobs, options)
     wanted = [
         _Wanted(analysis, recipe, split, epoch, images, options) for recipe in recipes for epoch in epochs or [None]
     ]
@@ -258,7 +260,7 @@ def _some(part, images: int | None):
     return x[keep], y[keep]
 
 
-def _check(analysis, recipes, split, epochs, images, compute, options) -> None:
+def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> None:
     if analysis not in ANALYSES:
         raise ValueError(f"analysis: unknown analysis {analysis!r}; expected one of {', '.join(ANALYSES)}")
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
@@ -267,14 +269,25 @@ def _check(analysis, recipes, split, epochs, images, compute, options) -> None:
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
     if compute not in ("missing", "nothing"):
         raise ValueError(f"compute: expected 'missing' or 'nothing', got {compute!r}")
-    if images is not None and (isinstance(images, bool) or not isinstance(images, int) or images < 1):
-        raise ValueError(f"images: expected an integer >= 1 or None, got {images!r}")
+    for name, value in {"images": images, "jobs": jobs}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}: expected an integer >= 1 or None, got {value!r}")
     for recipe, epoch in itertools.product(recipes, epochs or []):
         if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or not 0 <= epoch <= recipe.epochs:
             raise ValueError(f"epochs: expected integers from 0 to {recipe.epochs}, got {epoch!r}")
-    known = [name for name in inspect.signature(ANALYSES[analysis].function).parameters if name not in IMAGES]
-    for name in set(options) - set(known):
+    parameters = inspect.signature(ANALYSES[analysis].function).parameters
+    known = {name: parameter.default for name, parameter in parameters.items() if name not in IMAGES}
+    for name in options.keys() - known.keys():
         raise ValueError(f"{name}: {analysis} has no such option; expected some of {', '.join(known) or 'none'}")
+    for name, default in known.items():
+        value = options.get(name, default)
+        if value is inspect.Parameter.empty:
+            raise ValueError(f"{name}: {analysis} needs this option")
+        try:
+            json.dumps(_plain(value))
+        except TypeError as error:  # a table is found by its options, so they must be written down
+            kind = type(value).__name__
+            raise ValueError(f"{name}: expected numbers, text or sequences of them, got {kind} ({error})") from error
 
 
 # Computing what is missing --------------------------------------------------------------------------------------------
@@ -369,6 +382,9 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
             if not run.done and time.monotonic() - saved > SAVE_EVERY:
                 store.write_tensors(work, run.state(), _origin(recipe, None))
                 saved = time.monotonic()
+    for epoch in snapshots:
+        if epoch > run.epoch:  # all images were memorized before: more training would not have happened
+            _write(recipe, epoch, run, start)
     _write(recipe, None, run, start)
     work.unlink(missing_ok=True)
 
