@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 
 from tqdm import tqdm
@@ -160,32 +161,48 @@ def draw(options) -> int:
     if options.fresh:
         options.parameters.append(["compute", "missing"])  # a preset may say otherwise
     parameters = chosen(names, options.preset, options.parameters)
-    os.environ["REPRO_DEVICE"] = options.device
+    # A fresh run fills an empty store beside the other: interrupted, it goes on where it was, and the old results stay
+    # until the new ones are complete.
     final = store.root()
-    if options.fresh:
-        # An empty store beside the other: an interrupted fresh run goes on where it was, and the old results
-        # stay until the new ones are complete.
-        os.environ["REPRO_STORE"] = str(final / "fresh")
-    if options.dry_run:
-        return _say_what_is_missing(names, parameters)
-    results = _run_all(names, parameters, options.preset, options.jobs)
+    root = final / "fresh" if options.fresh else final
+    with _environment(REPRO_DEVICE=options.device, REPRO_STORE=str(root)):
+        if options.dry_run:
+            return _say_what_is_missing(names, parameters)
+        results = _run_all(names, parameters, options.preset, options.jobs)
     failed = [name for name, result in results.items() if result["error"]]
-    if options.fresh and not failed:
-        for kind in ("checkpoints", "results"):
-            for path in store.root().glob(f"{kind}/*"):
-                (final / kind).mkdir(parents=True, exist_ok=True)
-                os.replace(path, final / kind / path.name)
-        shutil.rmtree(store.root(), ignore_errors=True)
     if options.in_place and not failed:
         _keep_outputs([results[name]["output"] for name in names])
+    if options.fresh and not failed:
+        _merge(root, final)
     write_scorecard(options.preset)
     _print_results(results, options.preset)
     for name in failed:
-        print(
-            f"\n{name} failed: {results[name]['error']}\n  what it had drawn: {results[name]['output']}",
-            file=sys.stderr,
-        )
+        what = f"{name} failed: {results[name]['error']}\n  what it had drawn: {results[name]['output']}"
+        print(f"\n{what}", file=sys.stderr)
     return 1 if failed else 0
+
+
+@contextmanager
+def _environment(**values: str):
+    """Environment variables for as long as the body runs."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _merge(fresh: Path, final: Path) -> None:
+    """Let the files of one store replace those of another."""
+    for kind in ("checkpoints", "results"):
+        (final / kind).mkdir(parents=True, exist_ok=True)
+        for path in fresh.glob(f"{kind}/*"):
+            os.replace(path, final / kind / path.name)
+    shutil.rmtree(fresh)
 
 
 def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -> dict[str, dict]:
@@ -270,10 +287,11 @@ def _cause(output: Path, error: str) -> str:
     if not error:
         return ""
     if output.exists():
-        for i, cell in enumerate(nbformat.read(output, as_version=4).cells):
+        for cell in nbformat.read(output, as_version=4).cells:
             for out in cell.get("outputs", []):
                 if out.output_type == "error":
-                    return f"cell {i}: {out.ename}: {out.evalue.strip().splitlines()[0] if out.evalue.strip() else ''}"
+                    what = out.evalue.strip().partition("\n")[0]
+                    return f"in the cell that begins {cell.source.partition(chr(10))[0]!r}: {out.ename}: {what}"
     return error.strip().splitlines()[-1]
 
 
@@ -339,11 +357,9 @@ def replay(name: str, parameters: dict) -> list[tuple[str, str, object]]:
         calls.append((panel, analysis, table))
         return table
 
-    figures = os.environ.get("REPRO_FIGURES")
     experiment.measure = recorded
     try:
-        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            os.environ["REPRO_FIGURES"] = folder
+        with tempfile.TemporaryDirectory() as folder, _environment(REPRO_FIGURES=folder), redirect_stdout(StringIO()):
             for cell in read_notebook(name).cells:
                 if cell.cell_type == "code":
                     exec(compile(cell.source, f"{name}.ipynb", "exec"), space)
@@ -351,9 +367,6 @@ def replay(name: str, parameters: dict) -> list[tuple[str, str, object]]:
                     space |= parameters
     finally:
         experiment.measure = whole
-        os.environ.pop("REPRO_FIGURES")
-        if figures is not None:
-            os.environ["REPRO_FIGURES"] = figures
     return calls
 
 
