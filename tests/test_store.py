@@ -69,8 +69,7 @@ def test_a_table_comes_back_as_it_was(tmp_path):
     found = store.read_table(path, ORIGIN)
     pd.testing.assert_frame_equal(found, TABLE, check_dtype=False)
     assert (
-        found.dtypes[["unit", "selectivity", "dead"]].tolist()
-        == TABLE.dtypes[["unit", "selectivity", "dead"]].tolist()
+        found.dtypes[["unit", "selectivity", "dead"]].tolist() == TABLE.dtypes[["unit", "selectivity", "dead"]].tolist()
     )
 
 
@@ -255,7 +254,7 @@ def holder():
     ready = fork.Event()
     process = fork.Process(target=hold, args=("k", ready))
     process.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     yield process
     process.kill()
     process.join()
