@@ -335,9 +335,7 @@ def test_mnist_is_read_from_torchvisions_layout(little_mnist, no_network):
     assert not no_network
 
 
-@pytest.mark.parametrize(
-    "file", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"]
-)
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"])
 @pytest.mark.parametrize("size", [0, 3, 10, -5])
 def test_a_truncated_mnist_is_an_error_that_says_where(little_mnist, no_network, file, size):
     path = little_mnist / "MNIST" / "raw" / file

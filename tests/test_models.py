@@ -49,9 +49,7 @@ def test_the_convnet_of_the_cifar10_experiments():
     assert [c.stride[0] for c in convolutions(network)] == [1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1]
     assert {c.kernel_size for c in convolutions(network)} == {(3, 3)}
     assert parameters(network) == 7_790_794
-    assert (
-        parameters(models.convnet(batch_norm=False)) == 7_790_794 - 2816
-    )  # a bias in place of scale and shift
+    assert parameters(models.convnet(batch_norm=False)) == 7_790_794 - 2816  # a bias in place of scale and shift
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
@@ -74,11 +72,7 @@ def test_resnet50_is_torchvisions():
     assert list(ours) == list(theirs)
     assert all(ours[name].shape == theirs[name].shape for name in theirs)
     assert (
-        sum(
-            t.numel()
-            for name, t in ours.items()
-            if not name.rpartition(".")[2].startswith(("running", "num"))
-        )
+        sum(t.numel() for name, t in ours.items() if not name.rpartition(".")[2].startswith(("running", "num")))
         == 25_557_032
     )
 
@@ -186,9 +180,7 @@ def test_networks_by_name():
 
 def test_the_seed_alone_determines_the_weights():
     before = torch.get_rng_state()
-    first, same, other = (
-        models.build("mlp", (4,), 2, width=8, seed=seed).linear1.weight for seed in (0, 0, 1)
-    )
+    first, same, other = (models.build("mlp", (4,), 2, width=8, seed=seed).linear1.weight for seed in (0, 0, 1))
     assert torch.equal(first, same) and not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -114,9 +114,7 @@ def test_the_streams_of_a_seed_differ_from_each_other_and_from_seed_to_seed():
     assert len(set(streams)) == 3 * 4
 
 
-@pytest.mark.parametrize(
-    "change", [{"corruption": 1.0}, {"dropout": 0.5}, {"lr": 1e-4}, {"optimizer": "adam"}]
-)
+@pytest.mark.parametrize("change", [{"corruption": 1.0}, {"dropout": 0.5}, {"lr": 1e-4}, {"optimizer": "adam"}])
 def test_other_fields_change_neither_initialization_nor_order(change):
     other = dataclasses.replace(MLP, **change)
     assert same(training.build(other).state_dict(), training.build(MLP).state_dict())
@@ -279,9 +277,7 @@ def test_every_field_is_validated():
     assert set(BAD) == {field.name for field in dataclasses.fields(Recipe)}
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [(field, value) for field, values in BAD.items() for value in values]
-)
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD.items() for value in values])
 def test_a_bad_field_is_named(field, value):
     with pytest.raises(ValueError, match=f"^{field}: expected .*, got "):
         Recipe(**{"dataset": "digits", field: value})
@@ -326,17 +322,13 @@ def test_a_key_stays_what_it_is():
 
 
 def test_every_field_counts_in_the_key():
-    keys = {Recipe("digits").key} | {
-        Recipe(**{"dataset": "digits", name: value}).key for name, value in OTHERS.items()
-    }
+    keys = {Recipe("digits").key} | {Recipe(**{"dataset": "digits", name: value}).key for name, value in OTHERS.items()}
     assert len(keys) == len(OTHERS) + 1
 
 
 def test_the_same_recipe_in_other_words_has_the_same_key():
     recipe = Recipe("digits", "convnet", lr=0.1, strides=(1, 2), width=1.0, corruption=0.0)
-    other = Recipe(
-        corruption=0, width=1, strides=[1, 2], lr=np.float64(0.1), model="convnet", dataset="digits", seed=0
-    )
+    other = Recipe(corruption=0, width=1, strides=[1, 2], lr=np.float64(0.1), model="convnet", dataset="digits", seed=0)
     assert recipe == other and hash(recipe) == hash(other) and recipe.key == other.key
     mlp = Recipe("digits", width=64, epochs=np.int64(5))
     assert mlp == Recipe("digits", width=np.int64(64), epochs=5) and type(mlp.epochs) is int

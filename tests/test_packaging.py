@@ -1,0 +1,241 @@
+"""Dependencies, their pins, and who may import whom: what would otherwise drift apart unnoticed."""
+
+import ast
+import fnmatch
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import repro
+
+ROOT = Path(repro.__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = (ROOT / "requirements.txt").read_text()
+PINS = [Requirement(line.rstrip(" \\")) for line in LOCK.splitlines() if re.match(r"[a-z0-9]", line)]
+CORE = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
+EXTRAS = {
+    extra: [Requirement(text) for text in texts] for extra, texts in PROJECT["project"]["optional-dependencies"].items()
+}
+DIRECT = CORE + [requirement for extra in EXTRAS.values() for requirement in extra]
+ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
+
+# Versions known to work together; a later release of the same beginning will do.
+KNOWN_TO_WORK = """
+    torch 2.15.0, torchvision 0.29.2, numpy 2.4, pandas 3.1, pyarrow 26, scikit-learn 1.9, scipy 1.17, safetensors 0.8,
+    joblib 1.6, tqdm 4.70, seaborn 0.13.2, matplotlib 3.11, statsmodels 0.15, papermill 2.7.0, jupyterlab 4.6,
+    anywidget 0.11, ipywidgets 8.1, dask 2026.8, distributed 2026.8, captum 0.9, pytest 9.2, nbval 0.11.0,
+    hypothesis 6.170, playwright 1.65, ruff 0.17, nbstripout 0.9
+"""
+
+
+def pins(name, **environment):
+    """The pins of a package; of an environment (markers' values), the one that holds there."""
+    found = [pin for pin in PINS if pin.name == canonicalize_name(name)]
+    if environment:
+        found = [pin for pin in found if pin.marker is None or pin.marker.evaluate(environment)]
+    return found
+
+
+def version(pin):
+    (specifier,) = pin.specifier
+    assert specifier.operator == "=="
+    return specifier.version
+
+
+# Pins -------------------------------------------------------------------------------------------------------
+
+
+def test_the_lock_was_read():
+    assert len(PINS) > 100
+    assert "uv pip compile pyproject.toml --all-extras" in LOCK.splitlines()[1]  # how to make it
+
+
+@pytest.mark.parametrize("requirement", DIRECT, ids=lambda requirement: requirement.name)
+def test_every_direct_dependency_is_pinned_within_its_bounds(requirement):
+    assert pins(requirement.name)
+    for pin in pins(requirement.name):
+        assert version(pin) in requirement.specifier
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_every_direct_dependency_has_one_pin_on_every_platform(python, platform):
+    environment = {"python_version": python, "python_full_version": f"{python}.1", "sys_platform": platform}
+    for requirement in DIRECT:
+        assert len(pins(requirement.name, **environment)) == 1, requirement.name
+
+
+def test_the_pins_are_those_known_to_work_together():
+    here = {"python_version": "3.11", "python_full_version": "3.11.9"}
+    for name, prefix in (entry.split() for entry in KNOWN_TO_WORK.split(",")):
+        (pin,) = pins(name, **here)
+        assert (version(pin) + ".").startswith(prefix + "."), name
+
+
+def test_every_pin_is_exact_and_hashed():
+    _, *blocks = re.split(r"\n(?=[a-z0-9])", LOCK)
+    assert len(blocks) == len(PINS)
+    for block in blocks:
+        assert re.match(r"[a-z0-9.-]+==[^ ]+ ", block) and block.count("--hash=sha256:") >= 1, block[:80]
+
+
+def test_what_exists_on_linux_alone_is_marked():
+    for pin in PINS:
+        if pin.name.startswith("nvidia-") or pin.name == "triton":
+            for platform in ("darwin", "win32"):
+                assert pin.marker and not pin.marker.evaluate({"sys_platform": platform, "platform_system": platform})
+
+
+@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="another environment than the one that make sets up")
+def test_what_is_installed_is_what_is_pinned():
+    for pin in PINS:
+        if pin.marker is None or pin.marker.evaluate():
+            assert importlib.metadata.version(pin.name) == version(pin)
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "pyproject.toml", "environment.yml", "postBuild", "Makefile"])
+def test_no_index_is_named(file):
+    path = ROOT / file
+    text = path.read_text().replace("--no-emit-index-url", "")
+    assert not re.search(r"index-url|--index|find-links|trusted-host|/simple|://|file:", text)
+
+
+# The conda environment --------------------------------------------------------------------------------------
+
+
+def test_the_conda_environment_installs_the_same_pins():
+    assert ENVIRONMENT["name"] == "repro" and ENVIRONMENT["channels"] == ["conda-forge"]
+    *conda, pip = ENVIRONMENT["dependencies"]
+    assert pip == {"pip": ["-r requirements.txt"]}  # conda resolves it beside environment.yml
+    assert {re.match(r"[a-z]+", name)[0] for name in conda} == {"python", "pip", "git", "make"}
+    (python,) = (name.partition("=")[2] for name in conda if name.startswith("python"))
+    assert f"{python}.9" in SpecifierSet(PROJECT["project"]["requires-python"])
+    assert f"--python-version {python}" in LOCK.splitlines()[1]
+
+
+def test_the_package_itself_is_installed_beside_the_pins():
+    install = "pip install --no-deps --no-build-isolation -e ."
+    assert install in (ROOT / "environment.yml").read_text()
+    assert install in (ROOT / "postBuild").read_text()
+    for text in PROJECT["build-system"]["requires"]:  # without isolation, the pins have to bring it along
+        requirement = Requirement(text)
+        (pin,) = pins(requirement.name)
+        assert version(pin) in requirement.specifier
+
+
+# The package ------------------------------------------------------------------------------------------------
+
+
+def test_every_file_of_the_package_is_shipped():
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
+    for path in (ROOT / "repro").rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            assert any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns), path
+        if path.suffix == ".py":
+            assert (path.parent / "__init__.py").exists()
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == repro.__version__
+    assert citation["license"] == PROJECT["project"]["license"] == "MIT"
+    (paper,) = citation["references"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Morcos", "Barrett", "Rabinowitz", "Botvinick"]
+    assert "1803.06959" in paper["url"] and paper["year"] == 2018
+
+
+# Who imports whom -------------------------------------------------------------------------------------------
+
+# Lowest first: a module imports lower ones only.
+ORDER = ["data", "models", "units", "ablation", "noise", "selectivity", "training", "store", "experiment"]
+ORDER += ["claims", "plots", "widgets", "cli"]
+CORE_MODULES = ORDER[: ORDER.index("experiment") + 1]
+# Distribution of what is imported under another name, or comes with a dependency of ours.
+DISTRIBUTION = {
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "PIL": "torchvision",
+    "IPython": "ipywidgets",
+    "traitlets": "ipywidgets",
+}
+SOURCES = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "repro").rglob("*.py"))}
+SOURCES_IDS = [str(path.relative_to(ROOT)) for path in SOURCES]
+each_source = pytest.mark.parametrize("path", SOURCES, ids=SOURCES_IDS)
+
+
+def module(path):
+    """Which of ORDER a file belongs to; None: repro/__init__.py."""
+    name = path.relative_to(ROOT / "repro").parts[0].removesuffix(".py")
+    return None if name == "__init__" else name
+
+
+def imports(path):
+    """Full names of what a file imports, anywhere in it."""
+    for node in ast.walk(SOURCES[path]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@each_source
+def test_modules_import_lower_ones_only(path):
+    own = module(path)
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("repro.")} - {own, "__version__"}
+    assert own is None or own in ORDER, "a new module needs its place in ORDER"
+    lower = set() if own is None else set(ORDER[: ORDER.index(own)])
+    assert used <= lower
+
+
+@each_source
+def test_every_import_is_a_declared_dependency(path):
+    declared = {canonicalize_name(r.name) for r in (CORE if module(path) in CORE_MODULES else DIRECT)}
+    tops = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"repro"}
+    assert {DISTRIBUTION.get(top, top) for top in tops} <= declared
+
+
+@each_source
+def test_nothing_is_unpickled(path):
+    names = {name.split(".")[0] for name in imports(path)} | set(imports(path))
+    assert not names & {"pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib.load", "torch.load", "numpy.load"}
+    for node in ast.walk(SOURCES[path]):
+        if isinstance(node, ast.Attribute):
+            assert not node.attr.endswith("pickle")
+            if node.attr in ("load", "save") and isinstance(node.value, ast.Name):
+                assert node.value.id not in ("torch", "joblib", "np", "numpy"), f"{path}:{node.lineno}"
+
+
+def test_the_core_imports_without_what_figures_need():
+    blocked = {
+        re.sub("^pyyaml$", "yaml", r.name) for extra in ("figures", "cluster", "test", "bench") for r in EXTRAS[extra]
+    }
+    blocked = blocked - {"scipy"} | {"IPython", "ipykernel", "jupyter", "jupyter_client", "notebook"}
+    program = f"""
+import importlib, sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Block())
+for name in {[*CORE_MODULES, "claims", "cli"]}:
+    importlib.import_module(f"repro.{{name}}")
+assert not {blocked} & set(sys.modules)
+try:
+    import matplotlib
+except ImportError:
+    print("blocked and imported")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "blocked and imported\n", done.stderr
