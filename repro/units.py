@@ -215,7 +215,7 @@ class Link:
         """constant + Σ_k mix_k(d_k) over the first units, (n, outputs, ...) from d = g − value, (n, kept, ...)."""
         constant, kept = self.constant[:, :outputs], d.shape[1]
         if kept == 0 or outputs == 0:
-            return constant.expand(len(d), *constant.shape[1:])
+            return constant.expand(len(d), *constant.shape[1:]).clone()  # the next link may overwrite it
         return self.mix(d, self.weight[:outputs, :kept]) + constant
 
     def terms(self, z: torch.Tensor, kept: int | None = None) -> torch.Tensor:
@@ -278,7 +278,7 @@ def evaluating(model: nn.Module):
             module.training = mode
 
 
-# How a model is run: as a traced graph, or through hooks -----------------------------------------------------------------
+# How a model is run: as a traced graph, or through hooks --------------------------------------------------------------
 
 
 def _program(model: nn.Module, sample: torch.Tensor):
@@ -530,7 +530,7 @@ class _Hooks:
         return Tail(kept[layer], tail)
 
 
-# Checked input and scores, shared by the analyses -------------------------------------------------------------------------
+# Checked input and scores, shared by the analyses ---------------------------------------------------------------------
 
 
 def check_images(x: torch.Tensor, argument: str = "x") -> torch.Tensor:
