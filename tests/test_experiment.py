@@ -365,21 +365,32 @@ def start(folder, body):
     return subprocess.Popen([sys.executable, "-c", script], cwd=folder, env=environment)
 
 
-def test_two_processes_train_each_network_once(tmp_path):
+def until_said(folder, process, word):
+    """Wait until a process of `start` has said `word`."""
+    while word not in (folder / "log").read_text().split():
+        assert process.poll() is None, "it ended before"
+        time.sleep(0.01)
+
+
+def test_two_processes_train_each_network_once(tmp_path, trained):
     body = """
-        recipes = [Recipe("digits", width=16, epochs=30, seed=seed) for seed in range(4)]
-        say("ready")
-        while said("ready") < 2:
-            time.sleep(0.01)
-        experiment.measure("history", recipes).to_csv(f"{os.getpid()}.csv")
+        class Slow(Counted):
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
+                time.sleep(0.5)
+        experiment.Run = Slow
+        recipes = [Recipe("digits", width=16, epochs=20, seed=seed) for seed in range(6)]
+        experiment.measure("history", recipes).to_parquet("theirs.parquet")
     """
-    processes = [start(tmp_path, body) for _ in range(2)]
-    assert [process.wait(300) for process in processes] == [0, 0]
-    recipes = [Recipe("digits", width=16, epochs=30, seed=seed) for seed in range(4)]
-    log = (tmp_path / "log").read_text().split()
-    assert sorted(log) == sorted(["ready"] * 2 + [recipe.key for recipe in recipes])
-    first, second = (path.read_text() for path in tmp_path.glob("*.csv"))
-    assert first == second
+    recipes = [Recipe("digits", width=16, epochs=20, seed=seed) for seed in range(6)]
+    process = start(tmp_path, body)
+    until_said(tmp_path, process, recipes[0].key)  # it is training the first one
+    ours = measure("history", recipes)
+    assert process.wait(300) == 0
+    pd.testing.assert_frame_equal(ours, pd.read_parquet(tmp_path / "theirs.parquet"), check_dtype=False)
+    theirs = (tmp_path / "log").read_text().split()
+    assert sorted(trained + theirs) == sorted(recipe.key for recipe in recipes)
+    assert trained and theirs  # they shared the work
 
 
 def test_a_network_killed_in_training_resumes_to_the_same_bits(tmp_path, monkeypatch, trained):
@@ -399,12 +410,7 @@ def test_a_network_killed_in_training_resumes_to_the_same_bits(tmp_path, monkeyp
     """
     process = start(tmp_path, body)
     try:
-        for _ in range(3000):
-            if "stuck" in (tmp_path / "log").read_text():
-                break
-            assert process.poll() is None
-            time.sleep(0.1)
-        assert "stuck" in (tmp_path / "log").read_text()
+        until_said(tmp_path, process, "stuck")
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -423,14 +429,16 @@ def test_a_network_killed_in_training_resumes_to_the_same_bits(tmp_path, monkeyp
     assert not list((tmp_path / "store" / "work").glob("*.safetensors"))
 
 
-def test_a_missing_snapshot_is_not_skipped_by_resuming(trained):
+def test_a_missing_snapshot_is_not_skipped_by_resuming():
     # A state from beyond the snapshot is of no use for it: training begins again.
+    measure("history", [RECIPE], epochs=[0])
     run = training.Run(RECIPE)
     run.advance()
     run.advance()
     store.write_tensors(store.state_path(RECIPE.key), run.state(), experiment._origin(RECIPE, None))
-    table = measure("history", [RECIPE], epochs=[1])
-    assert table["train_loss"][0] == measure("history", [dataclasses.replace(RECIPE, epochs=1)])["train_loss"][0]
+    table = measure("weights", [RECIPE], epochs=[0, 1])
+    shorter = measure("weights", [dataclasses.replace(RECIPE, epochs=1)])
+    assert table.loc[table["epoch"] == 1, "l1_norm"].tolist() == shorter["l1_norm"].tolist()
 
 
 def test_several_processes_make_the_same_table(tmp_path, monkeypatch):

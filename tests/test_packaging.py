@@ -157,7 +157,7 @@ def test_the_citation_is_of_this_version_and_of_the_paper():
 
 # Lowest first: a module imports lower ones only.
 ORDER = ["data", "models", "units", "ablation", "noise", "selectivity", "training", "store", "experiment"]
-ORDER += ["claims", "plots", "widgets", "cli"]
+ORDER += ["claims", "plots", "widgets", "site", "cli"]
 CORE_MODULES = ORDER[: ORDER.index("experiment") + 1]
 # Distribution of what is imported under another name, or comes with a dependency of ours.
 DISTRIBUTION = {
@@ -178,9 +178,10 @@ def module(path):
     return None if name == "__init__" else name
 
 
-def imports(path):
-    """Full names of what a file imports, anywhere in it."""
-    for node in ast.walk(SOURCES[path]):
+def imports(path, whole=True):
+    """Full names of what a file imports: anywhere in it, or when it is imported itself."""
+    tree = SOURCES[path]
+    for node in ast.walk(tree) if whole else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -197,11 +198,21 @@ def test_modules_import_lower_ones_only(path):
     assert used <= lower
 
 
+def distributions(names):
+    """The distributions that modules of these names belong to, less the standard library and this package."""
+    tops = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"repro"}
+    return {DISTRIBUTION.get(top, top) for top in tops}
+
+
 @each_source
 def test_every_import_is_a_declared_dependency(path):
-    declared = {canonicalize_name(r.name) for r in (CORE if module(path) in CORE_MODULES else DIRECT)}
-    tops = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"repro"}
-    assert {DISTRIBUTION.get(top, top) for top in tops} <= declared
+    core, cluster, everything = (
+        {canonicalize_name(r.name) for r in group} for group in (CORE, EXTRAS["cluster"], DIRECT)
+    )
+    if module(path) in CORE_MODULES:  # which works without any extra, but for spreading work over a cluster
+        assert distributions(imports(path, whole=False)) <= core
+        assert distributions(imports(path)) <= core | cluster
+    assert distributions(imports(path)) <= everything
 
 
 @each_source
