@@ -14,6 +14,6 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_DATA", str(tmp_path / "raw"))
     monkeypatch.setenv("REPRO_DEVICE", "cpu")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of processes that a test starts
-    for name in ("REPRO_JOBS", "REPRO_PROGRESS"):
+    for name in ("REPRO_JOBS", "REPRO_PROGRESS", "REPRO_SCHEDULER"):
         monkeypatch.delenv(name, raising=False)
     torch.manual_seed(0)
