@@ -8,29 +8,19 @@ repro figures fig1 --fresh             the same from scratch
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
-from io import StringIO
 from pathlib import Path
 
 from tqdm import tqdm
 
-from repro import store
-
-NOTEBOOKS = store.HERE / "notebooks"
-NAMES = [*(f"fig{i}" for i in range(1, 8)), *(f"figA{i}" for i in range(1, 5))]
-
-
-class Refused(Exception):
-    """A request that cannot be met; the message says why, in one line."""
+from repro import notebooks, store
+from repro.notebooks import NAMES, Refused, chosen, defaults, environment, read, replay
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     figures.add_argument("--in-place", action="store_true", help="keep the outputs in the notebooks themselves")
     figures.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    figures.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="train and measure on a Dask cluster")
     figures.add_argument("--dry-run", action="store_true", help="only say what is missing, and about how long it takes")
     figures.add_argument(
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
@@ -87,67 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--preset", default="digits")
     export.add_argument("--out", type=Path, default=Path("."), help="folder to write to (default: this one)")
     export.set_defaults(run=write_tables)
+
+    site = commands.add_parser(
+        "site", help="write one page with the interactive diagrams, the figures and the scorecard"
+    )
+    site.add_argument("--preset", default="digits", help="whose figures and scorecard it shows")
+    site.set_defaults(run=write_site)
     return parser
-
-
-# Parameters -----------------------------------------------------------------------------------------------------------
-
-
-def read_notebook(name: str):
-    """A figure's notebook; refuses names that are none."""
-    import nbformat
-
-    path = NOTEBOOKS / f"{name}.ipynb"
-    if name not in NAMES or not path.exists():
-        raise Refused(f"unknown notebook {name!r}; expected some of {' '.join(NAMES)}")
-    return nbformat.read(path, as_version=4)
-
-
-def defaults(notebook) -> dict:
-    """Values in a notebook's parameters cell, a plain `name: type = value` a line."""
-    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    return {
-        node.target.id: ast.literal_eval(node.value)
-        for node in ast.parse(cell.source).body
-        if isinstance(node, ast.AnnAssign)
-    }
-
-
-def chosen(names: list[str], preset: str, given: list[list[str]] = ()) -> dict[str, dict]:
-    """Parameters each notebook is to be run with: those of the preset and of the command line that differ from its own.
-
-    Names that no notebook knows and values of another type are refused here, before any kernel starts.
-    """
-    import yaml
-
-    path = NOTEBOOKS / "presets" / f"{preset}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise Refused(f"unknown preset {preset!r}; expected one of {known}")
-    everywhere = {name: defaults(read_notebook(name)) for name in NAMES}
-    here = {name: everywhere[name] if name in everywhere else defaults(read_notebook(name)) for name in names}
-    from_preset = yaml.safe_load(path.read_text())
-    from_user = {name: yaml.safe_load(value) for name, value in given}
-    for source, values, books in ((path.name, from_preset, everywhere), ("-p", from_user, here)):
-        for parameter, value in values.items():
-            found = [book[parameter] for book in books.values() if parameter in book]
-            if not found:
-                known = sorted({name for book in books.values() for name in book})
-                raise Refused(f"unknown parameter {parameter!r} in {source}; expected some of {', '.join(known)}")
-            if not _same_type(value, found[0]):
-                kind = type(found[0]).__name__
-                raise Refused(f"parameter {parameter!r} in {source}: expected {kind} like {found[0]!r}, got {value!r}")
-    wanted = from_preset | from_user
-    return {
-        name: {p: wanted[p] for p, value in book.items() if p in wanted and wanted[p] != value}
-        for name, book in here.items()
-    }
-
-
-def _same_type(value, default) -> bool:
-    if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return default is None or type(value) is type(default)
 
 
 # repro figures --------------------------------------------------------------------------------------------------------
@@ -165,7 +102,10 @@ def draw(options) -> int:
     # until the new ones are complete.
     final = store.root()
     root = final / "fresh" if options.fresh else final
-    with _environment(REPRO_DEVICE=options.device, REPRO_STORE=str(root)):
+    surroundings = {"REPRO_DEVICE": options.device, "REPRO_STORE": str(root)}
+    if options.scheduler:
+        surroundings["REPRO_SCHEDULER"] = options.scheduler
+    with environment(**surroundings):
         if options.dry_run:
             return _say_what_is_missing(names, parameters)
         results = _run_all(names, parameters, options.preset, options.jobs)
@@ -180,20 +120,6 @@ def draw(options) -> int:
         what = f"{name} failed: {results[name]['error']}\n  what it had drawn: {results[name]['output']}"
         print(f"\n{what}", file=sys.stderr)
     return 1 if failed else 0
-
-
-@contextmanager
-def _environment(**values: str):
-    """Environment variables for as long as the body runs."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _merge(fresh: Path, final: Path) -> None:
@@ -252,8 +178,8 @@ def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: i
 def _start(name: str, output: Path, parameters: dict, environment: dict) -> subprocess.Popen:
     import yaml
 
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{name}.ipynb"), str(output)]
-    command += ["--cwd", str(NOTEBOOKS), "--no-progress-bar", "--log-level", "ERROR", "-k", "python3"]
+    command = [sys.executable, "-m", "papermill", str(notebooks.FOLDER / f"{name}.ipynb"), str(output)]
+    command += ["--cwd", str(notebooks.FOLDER), "--no-progress-bar", "--log-level", "ERROR", "-k", "python3"]
     if parameters:
         command += ["-y", yaml.safe_dump(parameters)]
     with open(
@@ -268,7 +194,7 @@ def _keep_outputs(executed: list[Path]) -> None:
     command = [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-id", "--extra-keys", keys]
     subprocess.run([*command, *map(str, executed)], check=True)
     for path in executed:
-        shutil.copyfile(path, NOTEBOOKS / path.name)
+        shutil.copyfile(path, notebooks.FOLDER / path.name)
 
 
 def _show_progress(bar, path: Path, notebooks: int, finished: int, running: dict) -> None:
@@ -295,79 +221,30 @@ def _cause(output: Path, error: str) -> str:
     return error.strip().splitlines()[-1]
 
 
-def _record(name: str, preset: str) -> dict:
-    path = figures_folder(preset) / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {"panels": {}, "missing": {}, "verdicts": []}
-
-
-def figures_folder(preset: str) -> Path:
-    return Path(os.environ.get("REPRO_FIGURES") or store.HERE / "figures") / preset
-
-
 def _print_results(results: dict[str, dict], preset: str) -> None:
     print(f"\n{'notebook':9} {'panels':9} {'seconds':>7}  verdicts")
     for name, result in results.items():
-        record = _record(name, preset)
+        record = notebooks.record(name, preset)
         drawn = "".join(letter for letter in record["panels"] if letter not in record["missing"])
         verdicts = ", ".join(f"{v['claim']} {v['verdict']}" for v in record["verdicts"])
         verdicts = "failed" if result["error"] else verdicts
         left_out = f"  (not in data/: {''.join(record['missing'])})" if record["missing"] else ""
         print(f"{name:9} {drawn or '–':9} {result['seconds']:7.1f}  {verdicts}{left_out}")
-    print(f"\nfigures and scorecard: {figures_folder(preset)}")
+    print(f"\nfigures and scorecard: {store.figures(preset)}")
 
 
 def write_scorecard(preset: str) -> None:
     """Collect the verdicts that stand beside the figures into scorecard.md and scorecard.json."""
     from repro.claims import scorecard
 
-    verdicts = [verdict for name in NAMES for verdict in _record(name, preset)["verdicts"]]
-    folder = figures_folder(preset)
+    verdicts = [verdict for name in NAMES for verdict in notebooks.record(name, preset)["verdicts"]]
+    folder = store.figures(preset)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scorecard.json").write_text(json.dumps(verdicts, indent=1, ensure_ascii=False) + "\n")
     title = (
         f"# Scorecard, preset {preset}\n\nRules: fixed before any network was trained; intervals: 95 % bootstrap.\n\n"
     )
     (folder / "scorecard.md").write_text(title + scorecard(verdicts) + "\n")
-
-
-# Replaying a notebook without drawing: what is missing, and the tables behind the panels ------------------------------
-
-
-def replay(name: str, parameters: dict) -> list[tuple[str, str, object]]:
-    """Run a notebook's code in this process without computing anything.
-
-    Returns
-    -------
-    list of (panel, analysis, table)
-        One a call of `measure`; in place of a table that the store lacks, the `Missing` that says what it takes.
-    """
-    from repro import experiment
-
-    calls: list[tuple[str, str, object]] = []
-    space: dict = {"__name__": name}
-    whole = experiment.measure
-
-    def recorded(analysis, *arguments, **options):
-        panel = getattr(space.get("figure"), "_panel", None) or ""
-        try:
-            table = whole(analysis, *arguments, **options | {"compute": "nothing"})
-        except experiment.Missing as missing:
-            calls.append((panel, analysis, missing))
-            raise
-        calls.append((panel, analysis, table))
-        return table
-
-    experiment.measure = recorded
-    try:
-        with tempfile.TemporaryDirectory() as folder, _environment(REPRO_FIGURES=folder), redirect_stdout(StringIO()):
-            for cell in read_notebook(name).cells:
-                if cell.cell_type == "code":
-                    exec(compile(cell.source, f"{name}.ipynb", "exec"), space)
-                if "parameters" in cell.metadata.get("tags", []):
-                    space |= parameters
-    finally:
-        experiment.measure = whole
-    return calls
 
 
 def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
@@ -417,7 +294,7 @@ def write_tables(options) -> int:
 def list_notebooks(options) -> int:
     """repro list: every notebook with its first line and its parameters."""
     for name in NAMES:
-        notebook = read_notebook(name)
+        notebook = read(name)
         print(f"{name}: {notebook.cells[0].source.splitlines()[0].lstrip('# ')}")
         print(f"    parameters: {', '.join(defaults(notebook))}")
     return 0
@@ -425,10 +302,20 @@ def list_notebooks(options) -> int:
 
 def print_report(options) -> int:
     """repro report: the scorecard of a preset."""
-    path = figures_folder(options.preset) / "scorecard.md"
+    path = store.figures(options.preset) / "scorecard.md"
     if not path.exists():
         raise Refused(f"no scorecard for preset {options.preset!r} yet; run: repro figures --preset {options.preset}")
     print(path.read_text())
+    return 0
+
+
+def write_site(options) -> int:
+    """repro site: figures/site/index.html, which opens from disk."""
+    chosen([], options.preset)  # refuses a preset that there is not
+    from repro import site
+
+    path = site.write(options.preset)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
