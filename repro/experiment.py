@@ -6,13 +6,14 @@ something has to be computed. So redrawing from the cache, from checkpoints and 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import joblib
@@ -145,7 +146,7 @@ def measure(
     compute : {"missing", "nothing"}
         What to do where the store lacks a table: compute it, or raise `Missing`.
     jobs : int, optional
-        Processes; REPRO_JOBS by default, else one.
+        Processes; REPRO_JOBS by default, else one. Where REPRO_SCHEDULER names a Dask scheduler, its workers.
     **options
         Of the analysis, as its function takes them.
 
@@ -301,10 +302,11 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
     title = f"{missing[0].analysis}, {missing[0].recipe.model} on {missing[0].recipe.dataset}"
     _tell("planned", len(missing))
     with tqdm(total=len(missing), unit="table", desc=title, delay=1) as bar:
-        if jobs > 1 and len(groups) > 1:
-            tasks = (joblib.delayed(_compute_network)(group) for group in groups.values())
-            for done in joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
-                bar.update(done)
+        if os.environ.get("REPRO_SCHEDULER") or (jobs > 1 and len(groups) > 1):
+            with _workers(jobs) as surroundings:
+                tasks = (joblib.delayed(_compute_network)(group, surroundings) for group in groups.values())
+                for done in joblib.Parallel(return_as="generator_unordered")(tasks):
+                    bar.update(done)
             return
         queue, passed = deque(groups.values()), 0
         while queue:
@@ -319,8 +321,29 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
                     passed += 1
 
 
-def _compute_network(group: list[_Wanted]) -> int:
+@contextlib.contextmanager
+def _workers(jobs: int) -> Iterator[dict[str, str]]:
+    """Let joblib run on processes of this machine, or on the Dask cluster whose scheduler REPRO_SCHEDULER names.
+
+    Yields environment variables for the workers, which share this process's folders but not always its environment.
+    A task whose worker is lost runs again elsewhere, and finds what was already stored.
+    """
+    shared = {"REPRO_STORE": str(store.root().resolve())}
+    shared |= {name: os.environ[name] for name in ("REPRO_DATA", "REPRO_DEVICE") if name in os.environ}
+    address = os.environ.get("REPRO_SCHEDULER")
+    if not address:
+        with joblib.parallel_config("loky", n_jobs=jobs):
+            yield shared
+        return
+    from dask.distributed import Client
+
+    with Client(address, set_as_default=True), joblib.parallel_config("dask", n_jobs=-1):
+        yield shared
+
+
+def _compute_network(group: list[_Wanted], surroundings: Mapping[str, str]) -> int:
     """Make the tables of one network beside other processes, leaving the terminal to the one that started them."""
+    os.environ.update(surroundings)
     with store.lock(group[0].recipe.key):
         return _compute_group(group, quiet=True)
 

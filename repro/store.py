@@ -45,6 +45,11 @@ def root() -> Path:
     return Path(os.environ.get("REPRO_STORE") or HERE / "data")
 
 
+def figures(preset: str) -> Path:
+    """Where the pictures of a preset go: a folder of REPRO_FIGURES, by default of ``figures`` beside the library."""
+    return Path(os.environ.get("REPRO_FIGURES") or HERE / "figures") / preset
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file of the store without its content.

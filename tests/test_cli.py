@@ -7,7 +7,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from repro import cli, store
+from repro import cli, notebooks, store
 from repro.training import Recipe
 
 SMALL = [  # fig6 on tiny networks: one epoch, a hundred images
@@ -51,19 +51,19 @@ def test_refuses_in_one_line(arguments, words, figures, monkeypatch, capsys):
 
 
 def test_preset_with_an_unknown_name_or_a_wrong_type_is_refused(tmp_path, monkeypatch):
-    shutil.copytree(cli.NOTEBOOKS, tmp_path / "notebooks")
-    monkeypatch.setattr(cli, "NOTEBOOKS", tmp_path / "notebooks")
+    shutil.copytree(notebooks.FOLDER, tmp_path / "notebooks")
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path / "notebooks")
     for text, words in [("netwroks: 3\n", "unknown parameter"), ("networks: three\n", "expected int")]:
         (tmp_path / "notebooks" / "presets" / "mine.yaml").write_text(text)
-        with pytest.raises(cli.Refused, match=words):
-            cli.chosen(["fig1"], "mine")
+        with pytest.raises(notebooks.Refused, match=words):
+            notebooks.chosen(["fig1"], "mine")
 
 
 def test_notebooks_agree_on_the_networks_they_share():
     """The small preset's networks are the notebooks' own defaults: the same name must mean the same network."""
     seen = {}
-    for name in cli.NAMES:
-        for parameter, value in cli.defaults(cli.read_notebook(name)).items():
+    for name in notebooks.NAMES:
+        for parameter, value in notebooks.defaults(notebooks.read(name)).items():
             assert seen.setdefault(parameter, value) == value, f"{parameter} of {name}"
     for parameter in ("mlp", "mlp_narrow", "convnet", "convnet_plain", "resnet", "sweep"):
         Recipe(**seen[parameter])
@@ -71,9 +71,9 @@ def test_notebooks_agree_on_the_networks_they_share():
 
 def test_paper_preset_names_every_network():
     """No panel at the paper's scale falls back to a network on digits."""
-    parameters = cli.chosen(cli.NAMES, "paper")
-    for name in cli.NAMES:
-        values = cli.defaults(cli.read_notebook(name)) | parameters[name]
+    parameters = notebooks.chosen(notebooks.NAMES, "paper")
+    for name in notebooks.NAMES:
+        values = notebooks.defaults(notebooks.read(name)) | parameters[name]
         assert values["compute"] == "nothing"
         for parameter, value in values.items():
             if isinstance(value, dict):
@@ -93,8 +93,8 @@ def test_draws_a_figure_and_then_redraws_it_from_the_store(figures, capsys):
 
 
 def test_a_failing_notebook_is_named_and_the_others_still_run(figures, tmp_path, monkeypatch, capsys):
-    shutil.copytree(cli.NOTEBOOKS, tmp_path / "notebooks")
-    monkeypatch.setattr(cli, "NOTEBOOKS", tmp_path / "notebooks")
+    shutil.copytree(notebooks.FOLDER, tmp_path / "notebooks")
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path / "notebooks")
     path = tmp_path / "notebooks" / "fig5.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[2].source = 'raise RuntimeError("no such luck")'
@@ -162,4 +162,4 @@ def test_fresh_ignores_the_store_and_replaces_it_when_done(figures):
 def test_lists_notebooks(capsys):
     assert cli.main(["list"]) == 0
     told = capsys.readouterr().out
-    assert all(f"{name}: Figure" in told for name in cli.NAMES)
+    assert all(f"{name}: Figure" in told for name in notebooks.NAMES)

@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.transforms import Bbox
 
+from repro import store
 from repro.plots import style as look
 
 WIDTH = {1: 3.6, 2: 6.0, 3: 7.6}  # inches for one row of that many panels; 2.5 each beyond
@@ -68,8 +67,7 @@ class Figure:
     @property
     def folder(self):
         """Where the files go."""
-        root = os.environ.get("REPRO_FIGURES") or Path(__file__).parents[2] / "figures"
-        return Path(root) / self.preset
+        return store.figures(self.preset)
 
     @contextlib.contextmanager
     def panel(self, letter, title=""):
@@ -205,9 +203,7 @@ class Figure:
         others = [axes for axes in self.figure.axes if axes not in mine and axes.get_visible()]
         for axes in others:
             axes.set_visible(False)
-        self.figure.savefig(
-            self.folder / f"{self.name}{letter}.svg", bbox_inches=box, metadata={"Date": None}
-        )
+        self.figure.savefig(self.folder / f"{self.name}{letter}.svg", bbox_inches=box, metadata={"Date": None})
         for axes in others:
             axes.set_visible(True)
 

@@ -1,0 +1,70 @@
+"""A sweep on a Dask cluster of two processes on this machine, one of which is lost half way."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import pandas as pd
+import pytest
+
+from repro import store
+from repro.experiment import measure
+from repro.training import Recipe
+
+pytest.importorskip("dask.distributed")
+RECIPES = [Recipe("digits", width=32, n_train=300, epochs=30, seed=seed) for seed in range(12)]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Address of a scheduler, and its two workers."""
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker"]
+    note = tmp_path / "scheduler.json"
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(note)]
+    processes = [subprocess.Popen([*dask, *options], **quiet)]
+    for name in ("one", "two"):
+        options = ["--no-nanny", "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1", "--name", name]
+        processes.append(subprocess.Popen([*worker, "--scheduler-file", str(note), *options], **quiet))
+    from dask.distributed import Client
+
+    deadline = time.monotonic() + 60
+    while not note.exists():
+        assert time.monotonic() < deadline, "the scheduler did not start"
+        time.sleep(0.1)
+    try:
+        with Client(scheduler_file=str(note)) as client:
+            client.wait_for_workers(2, timeout=60)
+            address = client.scheduler.address
+        yield address, processes[1:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_a_sweep_survives_the_loss_of_a_worker(cluster, tmp_path, monkeypatch):
+    serial = measure("cumulative", RECIPES, orders=2)
+    monkeypatch.setenv("REPRO_STORE", str(tmp_path / "elsewhere"))
+    assert not list(store.paths())
+
+    address, workers = cluster
+    monkeypatch.setenv("REPRO_SCHEDULER", address)
+    lost = []
+
+    def lose_one():
+        while len(list(store.paths())) < 6:  # networks and tables of a few of the twelve recipes
+            time.sleep(0.02)
+        lost.append(len(list(store.paths())))
+        workers[0].kill()
+
+    killer = threading.Thread(target=lose_one, daemon=True)
+    killer.start()
+    clustered = measure("cumulative", RECIPES, orders=2)
+    killer.join(timeout=10)
+
+    assert lost and lost[0] < 2 * len(RECIPES), "the worker was lost after the work was done"
+    pd.testing.assert_frame_equal(clustered, serial, rtol=1e-5)
+    assert len(list(store.paths())) == 2 * len(RECIPES)
