@@ -156,7 +156,9 @@ def _effects(effects: list[dict], most: int = 3) -> str:
     lines = [f"<div>{_effect(effect)}</div>" for effect in effects if effect["judged"]]
     if len(lines) <= most + 1:
         return "".join(lines)
-    return f"{''.join(lines[:most])}<details><summary>{len(lines) - most} more</summary>{''.join(lines[most:])}</details>"
+    return (
+        f"{''.join(lines[:most])}<details><summary>{len(lines) - most} more</summary>{''.join(lines[most:])}</details>"
+    )
 
 
 def _effect(effect: dict) -> str:
@@ -171,7 +173,9 @@ def _number(value: float | None) -> str:
 def _figures(folder: Path) -> str:
     """The pictures that the notebooks drew, in the paper's order."""
     names = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    order = [name for name in notebooks.NAMES if name in names] + [name for name in names if name not in notebooks.NAMES]
+    order = [name for name in notebooks.NAMES if name in names] + [
+        name for name in names if name not in notebooks.NAMES
+    ]
     if not order:
         return ""
     pictures = "\n".join(_figure(names[name]) for name in order)
@@ -182,7 +186,11 @@ def _figure(path: Path) -> str:
     record = path.with_suffix(".json")
     panels = json.loads(record.read_text())["panels"] if record.exists() else {}
     notebook = notebooks.FOLDER / f"{path.stem}.ipynb"
-    title = nbformat.read(notebook, as_version=4).cells[0].source.splitlines()[0].lstrip("# ") if notebook.exists() else path.stem
+    title = (
+        nbformat.read(notebook, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
+        if notebook.exists()
+        else path.stem
+    )
     alt = ". ".join([title, *(f"{letter}: {panel['title']}" for letter, panel in panels.items())])
     with Image.open(path) as image:
         dots = image.info.get("dpi", (200, 200))[0]

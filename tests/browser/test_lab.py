@@ -32,13 +32,17 @@ def lab(made, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     home = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("CONFIG", "RUNTIME")}
-    environment = os.environ | home | {
-        "REPRO_STORE": str(made.store),
-        "IPYTHONDIR": str(tmp_path / "ipython"),
-        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
+    environment = (
+        os.environ
+        | home
+        | {
+            "REPRO_STORE": str(made.store),
+            "IPYTHONDIR": str(tmp_path / "ipython"),
+            "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+    )
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     command += [f"--IdentityProvider.token={token}", f"--notebook-dir={tmp_path}", "--LabApp.news_url="]
     command += ["--LabApp.extension_manager=readonly", "--ServerApp.port_retries=0"]

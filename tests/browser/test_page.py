@@ -104,7 +104,9 @@ def test_the_most_important_neuron_is_the_one_whose_ablation_costs_most(page, ma
     press(page, "Delete the most important")  # given that the first is gone
     gone = [(f"relu{depth + 1}", unit) for depth, unit in deleted_shown(page)]
     loss = {
-        (layer, unit): F.cross_entropy(outputs(network, images.x_test, [(first.layer, first.unit), (layer, unit)]), images.y_test)
+        (layer, unit): F.cross_entropy(
+            outputs(network, images.x_test, [(first.layer, first.unit), (layer, unit)]), images.y_test
+        )
         for layer, n in made.deletion.data["units"]
         for unit in range(n)
         if (layer, unit) != (first.layer, first.unit)
@@ -115,7 +117,9 @@ def test_the_most_important_neuron_is_the_one_whose_ablation_costs_most(page, ma
 def test_images_follow_one_another(page, made, images):
     for i in range(3):
         label = int(images.y_test[i])
-        assert page.locator(".deletion .picture").first.get_attribute("aria-label") == f"Test image {i}, labelled {label}"
+        assert (
+            page.locator(".deletion .picture").first.get_attribute("aria-label") == f"Test image {i}, labelled {label}"
+        )
         expected = made.deletion.network(images.x_test[i : i + 1])[0]
         assert logits_shown(page) == pytest.approx(expected.tolist(), abs=1e-4)
         shares = [float(r.get_attribute("data-probability")) for r in page.locator(".deletion .outputs li").all()]
