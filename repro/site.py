@@ -79,10 +79,14 @@ PARTS = {  # a diagram's name: title and text of its part of the page
 }
 
 
+def parameters() -> dict:
+    """What stands in the parameters cell of notebooks/interactive.ipynb: the networks that notebook and page show."""
+    return notebooks.defaults(nbformat.read(notebooks.FOLDER / "interactive.ipynb", as_version=4))
+
+
 def diagrams() -> list[Diagram]:
-    """The three diagrams, of the networks that stand in the parameters cell of notebooks/interactive.ipynb."""
-    networks = notebooks.defaults(nbformat.read(notebooks.FOLDER / "interactive.ipynb", as_version=4))
-    small, wide, seeds = networks["small"], networks["wide"], networks["networks"]
+    """The three diagrams."""
+    small, wide, seeds = (parameters()[name] for name in ("small", "wide", "networks"))
     return [
         widgets.Deletion(Recipe(**small)),
         widgets.Importance([Recipe(**wide, seed=seed) for seed in range(seeds)]),

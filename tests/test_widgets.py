@@ -234,8 +234,7 @@ def site(monkeypatch, tmp_path):
     from repro import site
 
     monkeypatch.setenv("REPRO_FIGURES", str(tmp_path / "figures"))
-    networks = {"small": SMALL, "wide": SMALL, "networks": 2}
-    monkeypatch.setattr(cli, "defaults", lambda notebook: networks)
+    monkeypatch.setattr(site, "parameters", lambda: {"small": SMALL, "wide": SMALL, "networks": 2})
     return site
 
 
@@ -290,7 +289,9 @@ def test_notebook_is_committed_without_widget_state():
             assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 
-def test_notebook_and_page_show_the_recipes_of_the_issue():
-    networks = cli.defaults(nbformat.read(ROOT / "notebooks" / "interactive.ipynb", as_version=4))
-    assert Recipe(**networks["small"]).width == (16, 16)
-    assert Recipe(**networks["wide"], seed=3).width == 128
+def test_notebook_and_page_show_the_same_networks():
+    from repro import site
+
+    found = site.parameters()
+    assert Recipe(**found["small"]).width == (16, 16)
+    assert [Recipe(**found["wide"], seed=seed).width for seed in range(found["networks"])] == [128] * 4

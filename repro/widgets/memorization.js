@@ -5,7 +5,7 @@ import { assign, drawImage, element, numbers, onChange, onWidth, path, percent, 
 
 const NAMES = ["true", "shuffled"];
 const TITLES = { true: "Trained on true labels", shuffled: "Trained on shuffled labels" };
-const KINDS = { true: "has to generalize", shuffled: "can only memorize" };
+const KINDS = { true: "can generalize", shuffled: "can only memorize" };
 const THUMB = 26; // pixels; the slider sticks out by half of it, so that its thumb stands under the marker
 
 function render({ model, el }) {

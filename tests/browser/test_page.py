@@ -4,12 +4,12 @@ import re
 
 import numpy as np
 import pandas as pd
-import plain
 import pytest
 import torch
 from torch.nn import functional as F
 
 from repro import ablation, data
+from tests import plain
 
 
 @pytest.fixture
