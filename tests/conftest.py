@@ -16,4 +16,5 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of processes that a test starts
     for name in ("REPRO_JOBS", "REPRO_PROGRESS", "REPRO_SCHEDULER"):
         monkeypatch.delenv(name, raising=False)
+    torch.set_num_threads(1)  # small tensors, and machines whose cores are busy: threads would wait for each other
     torch.manual_seed(0)
