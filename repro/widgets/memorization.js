@@ -104,7 +104,7 @@ function render({ model, el }) {
       const card = element(
         "section",
         { class: `card ${name}`, "aria-label": TITLES[name] },
-        element("h4", {}, TITLES[name], element("span", { class: "kind" }, KINDS[name])),
+        element("h3", {}, TITLES[name], element("span", { class: "kind" }, KINDS[name])),
         element("p", { class: "total" }, big, missed),
         sheet,
       );

@@ -25,6 +25,11 @@ def press(page, name):
     page.get_by_role("button", name=name).click()
 
 
+def settle(page):
+    """Wait until everything that moves has arrived."""
+    page.evaluate("Promise.allSettled(document.getAnimations().map((moving) => moving.finished)).then(() => null)")
+
+
 def logits_shown(page):
     return [float(row.get_attribute("data-logit")) for row in page.locator(".deletion .outputs li").all()]
 
@@ -148,7 +153,7 @@ def test_every_step_shows_its_rank_correlation(page, made):
     seen = {}
     for step in ("Positive", "Negative", "None", "Measured"):
         assert widget.get_by_role("radio", name=step).is_checked()
-        page.wait_for_timeout(1300)  # the dots are on their way
+        settle(page)
         seen[step] = float(widget.locator(".big").get_attribute("data-value"))
         # What stands on the screen, too: x to the right, y up.
         places = widget.locator("circle.unit").evaluate_all(
@@ -164,16 +169,24 @@ def test_every_step_shows_its_rank_correlation(page, made):
 
 
 def test_dots_move_smoothly(page):
-    widget = page.locator(".importance")
-    height = "() => new DOMMatrix(getComputedStyle(document.querySelector('circle.unit')).transform).f"
-    page.wait_for_timeout(1300)
-    start = page.evaluate(height)
-    widget.get_by_role("radio", name="Negative").check()
-    page.wait_for_timeout(500)
-    middle = page.evaluate(height)
-    page.wait_for_timeout(1300)
-    end = page.evaluate(height)
-    assert min(start, end) < middle < max(start, end)
+    settle(page)
+    start, middle, end, duration = page.evaluate(
+        """() => {
+          const dot = document.querySelector("circle.unit");
+          const height = () => new DOMMatrix(getComputedStyle(dot).transform).f;
+          const start = height();
+          document.querySelector("input[value=negative]").click();
+          const [move] = dot.getAnimations();
+          const { duration } = move.effect.getTiming();
+          move.pause();
+          move.currentTime = duration / 2;
+          const middle = height();
+          move.finish();
+          return [start, middle, height(), duration];
+        }"""
+    )
+    assert min(start, end) + 1 < middle < max(start, end) - 1
+    assert 500 <= duration <= 2000  # milliseconds
 
 
 def test_clicking_the_picture_goes_on(page):
@@ -278,7 +291,7 @@ def _luminance(color):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_darker_means_more_active_in_either_theme(open_page, made, images, theme):
     page = open_page(color_scheme=theme)
-    page.wait_for_timeout(400)
+    settle(page)
     ground = _luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert (ground > 0.8) == (theme == "light") and (ground < 0.05) == (theme == "dark")
     text = _luminance(page.evaluate("getComputedStyle(document.querySelector('.repro')).color"))
