@@ -320,29 +320,33 @@ def write_site(options) -> int:
 
 
 def look_after_store(options) -> int:
-    """repro store ls | verify."""
-    damaged = 0
-    networks = set()
-    count = 0
+    """repro store ls | verify: what each file is; whether all are whole, and which tables have lost their network."""
+    sound, damaged = [], 0
     for path in store.paths():
         try:
-            entry = store.read_entry(path)
+            sound.append(store.read_entry(path))
         except store.Damaged as error:
             print(error, file=sys.stderr)
             damaged += 1
-            continue
-        count += 1
-        recipe = {name: value for name, value in entry.origin["recipe"].items() if value is not None}
-        if path.suffix == ".safetensors":
-            networks.add(json.dumps(entry.origin["recipe"]))
-        if options.action == "ls":
-            kind = entry.origin.get("analysis", "network")
-            at = f" epoch {entry.origin['epoch']}" if "epoch" in entry.origin else ""
-            what = " ".join(f"{name}={value}" for name, value in recipe.items())
-            print(f"{path.name}  {path.stat().st_size / 1000:8.1f} kB  {kind}{at}  {what}")
-    if options.action == "verify":
-        print(f"{count} files whole, {damaged} damaged; {len(networks)} recipes with a network")
+    if options.action == "ls":
+        for entry in sound:
+            print(_described(entry))
+        return 1 if damaged else 0
+    recipes = [(json.dumps(entry.origin["recipe"], sort_keys=True), entry.path.suffix) for entry in sound]
+    there = {recipe for recipe, suffix in recipes if suffix == ".safetensors"}
+    alone = [recipe for recipe, suffix in recipes if suffix == ".parquet" and recipe not in there]
+    print(f"{len(sound)} files whole, {damaged} damaged")
+    if alone:
+        print(f"{len(alone)} tables whose network is not kept here ; --fresh trains it again")
     return 1 if damaged else 0
+
+
+def _described(entry) -> str:
+    """One line on a file: its name and size, what it holds, and the recipe's fields that are set."""
+    kind = entry.origin.get("analysis", "network")
+    at = f" epoch {entry.origin['epoch']}" if "epoch" in entry.origin else ""
+    what = " ".join(f"{name}={value}" for name, value in entry.origin["recipe"].items() if value is not None)
+    return f"{entry.path.name}  {entry.path.stat().st_size / 1000:8.1f} kB  {kind}{at}  {what}"
 
 
 if __name__ == "__main__":
