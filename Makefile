@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help figures test test-notebooks test-browser bench lab notebooks clean
+.PHONY: help figures test test-notebooks test-browser site bench lab notebooks clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -29,6 +29,12 @@ test-notebooks: $(INSTALLED)  ## run every notebook against data/ and compare wh
 	figures=$$(mktemp -d) && REPRO_FIGURES=$$figures MPLBACKEND=agg \
 	  $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks; \
 	  status=$$?; rm -rf "$$figures"; exit $$status
+
+test-browser: $(INSTALLED)  ## drive the diagrams in a Chromium, over the static page and over JupyterLab
+	REPRO_BROWSER_TESTS=1 $(BIN)/python -m pytest -q tests/browser
+
+site: $(INSTALLED)  ## write figures/site/index.html: the diagrams, the figures and the scorecard on one page
+	$(BIN)/repro site
 
 bench: $(INSTALLED)  ## time everything side by side and rewrite benchmarks/README.md
 	$(BIN)/python benchmarks/run.py
