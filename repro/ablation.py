@@ -5,19 +5,21 @@ To ablate a unit is to clamp its activation, after the nonlinearity, to a consta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
-from repro.units import Cut, Link, check_images, evaluating, image_scores, in_threads, prepare, score_columns, scores
+from repro.units import Cut, Link, check_images, evaluating, image_scores, prepare, progress, score_columns, scores
 
-CACHE = 2**18  # numbers in a buffer that stays in a core's cache
+SCORED = 2**13  # images scored at once, where that takes longer to start than to do
+MEMORY = 2**28  # bytes of sorted weights kept at once
 VALUES = ("zero", "mean", "mean_per_position")
 
 
@@ -51,74 +53,98 @@ def single_unit(
         delta_accuracy (ablated − intact).
     """
     cut, x, y = prepare(model, x, y, layers)
-    total = sum(cut.layers.values()) * len(x)
-    tables = []
-    with evaluating(model), tqdm(total=total, unit="image", unit_scale=True, desc="units", delay=2) as bar:
+    n_units = sum(cut.layers.values())
+    with evaluating(model), progress(total=n_units * len(x), desc="single units") as bar:
         clamp = clamp_values(cut, value, x if x_fit is None else check_images(x_fit, "x_fit"))
-        for layer, units in cut.layers.items():
-            links = cut.chain(layer, {layer: clamp[layer]})
-            changes = partial(_changes_of_chain if links else _changes, cut, layer, links, clamp[layer])
-            intact = change = 0
-            blocks = list(cut.blocks(len(x), links or ()))
-            for whole, sums in in_threads(lambda b, f=changes: f(x[b], y[b]), blocks, x.device):
-                intact, change = intact + whole, change + sums
-                bar.update(units * len(x) / len(blocks))
-            columns = score_columns(intact + change, len(x))
-            columns |= {f"delta_{name}": values for name, values in score_columns(change, len(x)).items()}
-            columns.pop("delta_accuracy_top5", None)
-            tables.append(pd.DataFrame({"layer": layer, "unit": range(units), **columns}))
-    return pd.concat(tables, ignore_index=True)
+        chains = {layer: cut.chain(layer, {layer: clamp[layer]}) for layer in cut.layers}
+        work = partial(_single_units, cut, clamp, chains, bar)
+        total = sum(cut.map(lambda b: work(x[b], y[b]), len(x), [link for links in chains.values() for link in links]))
+    whole, change = total[:1], total[1:]
+    names = [(layer, unit) for layer, units in cut.layers.items() for unit in range(units)]
+    columns = score_columns(whole + change, len(x))
+    columns |= {f"delta_{name}": score_columns(change, len(x))[name] for name in ("loss", "accuracy")}
+    return pd.concat([pd.DataFrame(names, columns=["layer", "unit"]), pd.DataFrame(columns)], axis=1)
 
 
-def _changes(cut: Cut, layer: str, _, v: torch.Tensor, x: torch.Tensor, y: torch.Tensor):
-    """Scores of a block of images, (2,), and their change by each unit's ablation, (units, 2), in any network."""
-    tail = cut.start(x, layer)
-    h, intact = tail.h.clone(), scores(tail(tail.h), y)
-    change = torch.zeros(cut.layers[layer], len(intact), dtype=torch.float64, device=x.device)
-    for unit in range(len(change)):
-        h[:, unit] = v[:, unit]
-        change[unit] = scores(tail(h), y) - intact
-        h[:, unit] = tail.h[:, unit]
-    return intact.cpu(), change.cpu()
+def _single_units(cut: Cut, clamp, chains, bar, x, y) -> torch.Tensor:
+    """Scores of a block of images, and their changes by the ablation of each unit: (1 + units, 2)."""
+    h: dict[str, torch.Tensor] = {}
+    intact = image_scores(cut.run(x, lambda layer, a: h.setdefault(layer, a) if chains[layer] else a), y)  # (2, n)
+    found = [intact.sum(1, dtype=torch.float64)[None].cpu()]
+    for layer, links in chains.items():
+        if links:
+            found.append(_without_terms(links, h.pop(layer), y, intact, bar, cut.budget(links)))
+        else:
+            tail = cut.start(x, [layer])
+            for mask in torch.eye(cut.layers[layer], dtype=torch.bool, device=cut.device):
+                found.append(scores(tail(_clamping({layer: mask}, clamp)), y)[None].cpu() - found[0])
+                bar.update(len(x))
+    return torch.cat(found)
 
 
-def _changes_of_chain(cut: Cut, layer: str, links: list[Link], _, x: torch.Tensor, y: torch.Tensor):
-    """The same where the network above the layer is a chain: z loses the unit's term, on images where it has one.
+def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tensor, bar, budget: int) -> torch.Tensor:
+    """Changes of the scores by the ablation of each unit, (C, 2), where the rest of the network is a chain.
 
-    z − mix_k(d_k), d = g − value; images with d_k = 0 keep their scores.
+    With d = g − value, ablating unit k alone gives z − mix_k(d_k): for a linear layer an outer product. Images with
+    d_k = 0, such as those on which a unit is silent, keep their scores. All other pairs (unit, image) are put together,
+    unit by unit, until they fill a buffer that stays in cache, and go through the links above at once.
     """
     first, *rest = links
-    d = first.terms(cut.start(x, layer).h)  # (n, C, ...)
-    z = first.mix(d, first.weight) + first.constant
+    d = first.terms(h)  # (n, C, ...)
+    z = first.sum(d)  # (n, O, ...)
     z = z.contiguous() if rest else z
-    intact = image_scores(_finish(rest, z.clone()), y)  # (2, n)
-    active = (d != 0).reshape(*d.shape[:2], -1).any(2).T  # (C, n)
-    units, images = active.nonzero(as_tuple=True)
-    ends = active.sum(1).cumsum(0).tolist()
-    sums = torch.zeros(len(active), len(intact), dtype=torch.float64, device=x.device)
-    columns = first.weight.transpose(0, 1).contiguous().transpose(0, 1)
     d = d.transpose(0, 1).contiguous()  # (C, n, ...)
-    rows = max(1, CACHE // z[0].numel())
-    unit = start = 0
-    while unit < len(ends):
-        last = unit + 1
-        while last < len(ends) and ends[last] <= start + rows:
-            last += 1
-        pairs = slice(start, ends[last - 1])
-        changed = z.index_select(0, images[pairs])
-        for k in range(unit, last):
-            own = slice(ends[k - 1] if k else 0, ends[k])
-            if own.stop > own.start:
-                first.subtract(changed[own.start - start : own.stop - start], d[k, images[own], None], columns[:, k : k + 1])
-        if len(changed):
-            change = image_scores(_finish(rest, changed), y[images[pairs]]) - intact[:, images[pairs]]
-            sums.index_add_(0, units[pairs], change.T.double())
-        unit, start = last, pairs.stop
-    return intact.sum(1, dtype=torch.float64).cpu(), sums.cpu()
+    active = (d != 0).reshape(*d.shape[:2], -1).any(2)  # (C, n)
+    counts = active.sum(1).tolist()
+    bounds = np.cumsum([0, *counts]).tolist()
+    pairs = active.flatten().nonzero().squeeze(1)
+    terms = d.flatten(0, 1).index_select(0, pairs)[:, None]  # (pairs, 1, ...)
+    units, images = pairs // len(y), pairs % len(y)
+    weights = first.weight.transpose(0, 1).contiguous().transpose(0, 1).split(1, dim=1)  # C times (O, 1, ...)
+    change = torch.zeros(len(d), len(intact), dtype=torch.float64, device=y.device)
+    waiting: list[torch.Tensor] = []
+    start = 0
+    for chunk in _chunks(bounds, budget // (z[0].numel() * z.element_size())):
+        some, lengths = slice(bounds[chunk.start], bounds[chunk.stop]), counts[chunk.start : chunk.stop]
+        changed = _images(z, images[some])
+        for k, z_k, d_k in zip(chunk, changed.split(lengths), terms[some].split(lengths), strict=True):
+            if len(z_k):
+                first.subtract(z_k, d_k, weights[k])
+        for link in rest:
+            changed = link(changed)
+        waiting.append(changed.T)  # (classes, pairs)
+        bar.update(len(chunk) * len(y))
+        if some.stop - start >= SCORED or chunk.stop == len(d):
+            these, start = slice(start, some.stop), some.stop
+            found = image_scores(torch.cat(waiting, 1).T, y.index_select(0, images[these]))
+            change.index_add_(0, units[these], (found - intact.index_select(1, images[these])).T.double())
+            waiting = []
+    return change.cpu()
 
 
-def _finish(links: list[Link], z: torch.Tensor) -> torch.Tensor:
-    """Logits of pre-activations z, which are overwritten."""
+def _images(z: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """z[images], fast also where z (n, C) lies in memory unit by unit."""
+    return z.T.index_select(1, images).T if z.stride(0) == 1 else z.index_select(0, images)
+
+
+def _channels(z: torch.Tensor, channels: torch.Tensor | slice) -> torch.Tensor:
+    """A copy of z[:, channels], (n, C) lying in memory unit by unit."""
+    if isinstance(channels, slice):
+        return z.clone()
+    return z.index_select(1, channels) if z.ndim > 2 else z.T.index_select(0, channels).T
+
+
+def _chunks(bounds: Sequence[int], pairs: int) -> Iterator[range]:
+    """Ranges of units that have at most so many pairs together, or of one unit."""
+    unit = 0
+    while unit < len(bounds) - 1:
+        stop = max(unit + 1, bisect_right(bounds, bounds[unit] + pairs) - 1)
+        yield range(unit, stop)
+        unit = stop
+
+
+def _logits(links: Sequence[Link], z: torch.Tensor) -> torch.Tensor:
+    """Through all links; z is overwritten."""
     for link in links:
         z = link(z)
     return z
@@ -156,76 +182,91 @@ def cumulative(
     cut, x, y = prepare(model, x, y, layers)
     sequences = list(_orders(cut, orders, seed))
     at = [points(len(sequence), steps) for sequence in sequences]
-    with evaluating(model), tqdm(total=sum(map(len, at)) * len(x), unit="image", unit_scale=True, desc="cumulative", delay=2) as bar:
+    where = {"order": np.repeat(np.arange(len(at)), list(map(len, at))), "n_ablated": np.concatenate(at)}
+    where["fraction_ablated"] = where["n_ablated"] / sum(cut.layers.values())
+    with evaluating(model), progress(total=len(where["order"]) * len(x), desc="cumulative") as bar:
         clamp = clamp_values(cut, value, x if x_fit is None else check_images(x_fit, "x_fit"))
         links = cut.chain(next(iter(cut.layers)), clamp)
-        plans = [_sorted(cut, links, seq, counts) if links else _masks(cut, seq, counts) for seq, counts in zip(sequences, at, strict=True)]
-        curves = partial(_curves_of_chain, cut, links, plans) if links else partial(_curves, cut, clamp, plans)
-        sums = 0
-        blocks = list(cut.blocks(len(x), links or ()))
-        for part in in_threads(lambda b: torch.cat(list(curves(x[b], y[b]))), blocks, x.device):
-            sums = sums + part
-            bar.update(sum(map(len, at)) * len(x) / len(blocks))
-    counts = np.concatenate(at)
-    where = {"order": np.repeat(np.arange(len(at)), [len(c) for c in at]), "n_ablated": counts}
-    where["fraction_ablated"] = counts / sum(cut.layers.values())
-    return pd.DataFrame(where | score_columns(sums, len(x)))
+        curves = partial(_curves_in_chain, links) if links else partial(_curves, clamp)
+        at_once = max(1, MEMORY // sum(link.weight.nbytes for link in links)) if links else len(at)
+        plan = partial(_sort, links) if links else partial(_masks, cut)
+        sums = []
+        for first in range(0, len(at), at_once):
+            some = slice(first, first + at_once)
+            plans = [plan(*pair) for pair in zip(sequences[some], at[some], strict=True)]
+            sums.append(sum(cut.map(lambda b, plans=plans: curves(cut, plans, bar, x[b], y[b]), len(x), links)))
+    return pd.DataFrame(where | score_columns(torch.cat(sums), len(x)))
 
 
-def _masks(cut, sequence, counts):
+def _masks(cut: Cut, sequence, counts) -> list[dict[str, torch.Tensor]]:
+    """For every point of a curve, which units are ablated: {layer: bool (C,)}."""
     plan = []
     for n in counts:
-        masks = {name: torch.zeros(units, dtype=torch.bool, device=cut.device) for name, units in cut.layers.items()}
+        masks = {name: torch.zeros(units, dtype=torch.bool) for name, units in cut.layers.items()}
         for name, unit in sequence[:n]:
             masks[name][unit] = True
-        plan.append(masks)
+        plan.append({name: mask.to(cut.device) for name, mask in masks.items()})
     return plan
 
 
-def _curves(cut, clamp, plans, x, y):
-    lowest = next(iter(cut.layers))
-    tail = cut.start(x, lowest)  # what lies below is shared by all points of all orders
-    for plan in plans:
-        edits = (_clamping(masks, clamp) for masks in plan)
-        yield torch.stack([scores(tail(edit(lowest, tail.h), edit), y).cpu() for edit in edits])
+def _curves(clamp: Mapping[str, torch.Tensor], cut: Cut, plans, bar, x, y) -> torch.Tensor:
+    """Scores of a block of images at all points of all curves, (points, 2), in any network."""
+    tail, found = cut.start(x), []
+    for masks in chain.from_iterable(plans):
+        found.append(scores(tail(_clamping(masks, clamp)), y))
+        bar.update(len(x))
+    return torch.stack(found).cpu()
 
 
-def _sorted(cut, links, sequence, counts):
-    """Links with their channels sorted by the time of ablation, last first: those still present always come first."""
-    time = {link.layer: torch.full((link.shape[0],), len(sequence)) for link in links if link.layer}
+def _sort(links: Sequence[Link], sequence, counts):
+    """The channels of a chain in the order of ablation, last first, so that those present always come first.
+
+    Returns the order of each link's channels, how many are present at each point, and the links so sorted.
+    """
+    time = {link.layer: np.full(link.shape[0], len(sequence)) for link in links if link.layer}
     for t, (name, unit) in enumerate(sequence):
         time[name][unit] = t
-    order = [time[l.layer].argsort(descending=True) if l.layer else torch.arange(l.shape[0]) for l in links]
-    kept = [[int((time[l.layer] >= n).sum()) if l.layer else l.shape[0] for n in counts] for l in links]
-    out = []
-    for link, channels, outputs in zip(links, order, [*order[1:], slice(None)]):
-        value = link.value if link.value is None else link.value[:, channels]
-        out.append(replace(link, weight=link.weight[outputs][:, channels].contiguous(), value=value, constant=link.constant[:, outputs]))
-    return order, list(zip(*kept, strict=True)), out
+    times = [time.get(link.layer, np.full(link.shape[0], len(sequence))) for link in links]
+    channels = [torch.from_numpy(np.argsort(-t, kind="stable")).to(links[0].weight.device) for t in times]
+    present = [[*(int((t >= n).sum()) for t in times), None] for n in counts]  # None: all logits
+    order = [*channels, slice(None)]
+    links = [
+        replace(
+            link,
+            weight=link.weight[order[i + 1]][:, order[i]].contiguous(),
+            value=None if link.value is None else link.value[:, order[i]],
+            constant=link.constant[:, order[i + 1]],
+        )
+        for i, link in enumerate(links)
+    ]
+    return order, present, links
 
 
-def _curves_of_chain(cut, links, plans, x, y):
-    d = links[0].terms(cut.start(x, links[0].layer).h)
-    z = links[0].mix(d, links[0].weight) + links[0].constant
-    z = z.contiguous()
-    for order, steps, (first, *rest) in plans:
-        own_d = d.index_select(1, order[0])
-        own_z = z.index_select(1, order[1]) if rest else z.clone()
-        previous = fresh = d.shape[1]
-        points = []
-        for kept in steps:
-            kept = [*kept, None]
-            now, outputs = kept[:2]
-            if now <= fresh / 2:  # anew, before rounding errors outgrow what is left
-                fresh, own_z = now, first.sum(own_d[:, :now], outputs).contiguous()
-            elif now < previous and outputs != 0:
-                first.subtract(own_z[:, :outputs], own_d[:, now:previous], first.weight[:outputs, now:previous])
-            a = own_z[:, :outputs].clone(memory_format=torch.contiguous_format)
-            previous = now
-            for link, i, o in zip(rest, kept[1:], kept[2:]):
-                a = link(a, i, o)
-            points.append(scores(a, y).cpu())
-        yield torch.stack(points)
+def _curves_in_chain(links: Sequence[Link], cut: Cut, plans, bar, x, y) -> torch.Tensor:
+    """The same where the network above the lowest layer is a chain.
+
+    The first link's z = constant + Σ_{k present} mix_k(d_k) loses the newly ablated units' terms only; d and the intact
+    z are the same for all orders. The links above it have changed inputs, and run with the units present alone.
+    """
+    d = links[0].terms(cut.start(x, [links[0].layer]).h[links[0].layer])  # (n, C, ...)
+    d = d if d.ndim > 2 else d.T.contiguous().T
+    intact = links[0].sum(d)  # (n, O, ...)
+    found = []
+    for order, points, (first, *rest) in plans:
+        own, z = _channels(d, order[0]), _channels(intact, order[1])
+        before = anew = d.shape[1]
+        for now, outputs, *above in points:
+            if now <= anew / 2:  # sum anew, lest rounding errors outgrow what is left
+                anew, z = now, first.sum(own[:, :now], outputs).clone()
+            elif now < before and outputs != 0:
+                first.subtract(z[:, :outputs], own[:, now:before], first.weight[:outputs, now:before])
+            before = now
+            a = z[:, :outputs].clone()
+            for link, kept, outs in zip(rest, [outputs, *above], above, strict=False):
+                a = link(a, kept, outs)
+            found.append(scores(a, y))
+            bar.update(len(x))
+    return torch.stack(found).cpu()
 
 
 def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool = False) -> pd.Series:

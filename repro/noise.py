@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
-from repro.units import Cut, check_images, evaluating, prepare, score_columns, scores
+from repro.units import Cut, Link, check_images, check_integer, evaluating, prepare, progress, score_columns, scores
+
+Draws = Mapping[str, torch.Tensor]  # noise of scale 1 on every layer, (n, C) or (n, C, H, W)
 
 
 def sweep(
@@ -26,7 +28,8 @@ def sweep(
     """Loss and accuracy with zero-mean Gaussian noise added to all units of all layers.
 
     Every image, unit and position gets its own draw, after the nonlinearity, with standard deviation `scale` times that
-    of the unit. The paper leaves open whether its axis multiplies the variance or the standard deviation; here the latter.
+    of the unit. The paper leaves open whether its axis multiplies the variance or the standard deviation; here the
+    latter.
 
     Parameters
     ----------
@@ -54,47 +57,78 @@ def sweep(
     wrong = [s for s in scales if not isinstance(s, int | float | np.number) or not 0 <= s < np.inf]
     if wrong or not scales:
         raise ValueError(f"scales: expected finite numbers >= 0, got {wrong[0] if wrong else 'none'!r}")
-    for argument, number, low in (("repeats", repeats, 1), ("seed", seed, 0)):
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < low:
-            raise ValueError(f"{argument}: expected an integer >= {low}, got {number!r}")
+    check_integer("repeats", repeats, 1)
+    check_integer("seed", seed, 0)
     cut, x, y = prepare(model, x, y, layers)
-    blocks = list(cut.blocks(len(x)))
-    with evaluating(model):
+    with evaluating(model), progress(total=repeats * len(scales) * len(x), desc="noise") as bar:
         spread = standard_deviations(cut, x if x_fit is None else check_images(x_fit, "x_fit"))
-        sums = torch.zeros(repeats, len(scales), 3 if cut.classes >= 100 else 2, dtype=torch.float64)
-        work = repeats * len(scales) * len(x)
-        with tqdm(total=work, unit="image", unit_scale=True, desc="noise", delay=2) as bar:
+        links = cut.chain(next(iter(cut.layers)), {name: torch.zeros_like(s) for name, s in spread.items()})
+        linear = bool(links) and not links[0].after  # from the first layer's units to the next pre-activation
+        begin = partial(_in_chain, links) if linear else _in_any
+
+        def work(block: slice) -> torch.Tensor:
+            """Scores of a block of images, (repeats · scales, 2)."""
+            noisy, found = begin(cut, x[block]), []
             for repeat in range(repeats):
-                for b, block in enumerate(blocks):
-                    for i, scale in enumerate(scales):
-                        stream = np.random.SeedSequence((int(seed), repeat, b)).generate_state(1, np.uint64)[0]
-                        generator = torch.Generator(cut.device).manual_seed(int(stream >> 1))
-                        edit = _noisy(float(scale), spread, generator)
-                        sums[repeat, i] += scores(cut.run(x[block], edit), y[block]).cpu()
-                        bar.update(block.stop - block.start)
+                logits = noisy(_draw(cut, spread, block, (int(seed), repeat)))
+                for scale in scales:
+                    found.append(scores(logits(float(scale)), y[block]))
+                    bar.update(block.stop - block.start)
+            return torch.stack(found).cpu()
+
+        sums = sum(cut.map(work, len(x), links if linear else (), copies=len(cut.layers)))
     where = {"repeat": np.repeat(np.arange(repeats), len(scales)), "scale": np.tile(np.array(scales, float), repeats)}
-    return pd.DataFrame(where | score_columns(sums.flatten(0, 1), len(x)))
+    return pd.DataFrame(where | score_columns(sums, len(x)))
 
 
-def _noisy(scale: float, spread: dict[str, torch.Tensor], generator: torch.Generator):
-    def edit(name: str, h: torch.Tensor) -> torch.Tensor:
-        draw = torch.randn(h.shape, generator=generator, device=h.device, dtype=h.dtype)
-        return h + scale * spread[name] * draw
+def _draw(cut: Cut, spread: Mapping[str, torch.Tensor], block: slice, stream: tuple[int, int]) -> Draws:
+    """Noise for a block of images, from a stream of its own: it does not matter who draws first."""
+    state = np.random.SeedSequence((*stream, block.start)).generate_state(1, np.uint64)[0]
+    options = dict(device=cut.device, dtype=cut.dtype)
+    options["generator"] = torch.Generator(cut.device).manual_seed(int(state >> 1))
+    n = block.stop - block.start
+    return {name: torch.randn(n, *shape, **options).mul_(spread[name]) for name, shape in cut.shapes.items()}
 
-    return edit
+
+def _in_any(cut: Cut, x: torch.Tensor) -> Callable[[Draws], Callable[[float], torch.Tensor]]:
+    """draws -> scale -> logits; what lies below the first layer is computed once."""
+    tail = cut.start(x)
+    return lambda draws: lambda scale: tail(lambda layer, h: torch.add(h, draws[layer], alpha=scale))
+
+
+def _in_chain(links: Sequence[Link], cut: Cut, x: torch.Tensor) -> Callable[[Draws], Callable[[float], torch.Tensor]]:
+    """The same on a chain: mixing is linear, so the first link turns scale · draws into scale · Σ_k mix_k(draws_k), and
+    one product serves all scales."""
+    first, *rest = links
+    intact = first.sum(cut.start(x, [first.layer]).h[first.layer])
+
+    def noisy(draws):
+        change = first.mix(draws[first.layer], first.weight)
+
+        def logits(scale: float) -> torch.Tensor:
+            z = torch.add(intact, change, alpha=scale)
+            for link in rest:
+                h = link.activation(z)
+                if link.layer:
+                    h.add_(draws[link.layer], alpha=scale)
+                z = link.sum(link.terms(h))
+            return z
+
+        return logits
+
+    return noisy
 
 
 def standard_deviations(cut: Cut, x_fit: torch.Tensor) -> dict[str, torch.Tensor]:
     """Spread of every unit over images and positions: {layer: (1, C) or (1, C, 1, 1)}."""
-    sums = {name: torch.zeros(2, units, dtype=torch.float64, device=cut.device) for name, units in cut.layers.items()}
-    count = dict.fromkeys(cut.layers, 0)
+    moments = {}
     for _, activations in cut.activations(x_fit.to(cut.device)):
         for name, h in activations.items():
-            h = h.double().transpose(0, 1).flatten(1)  # (C, N · positions)
-            sums[name] += torch.stack([h.sum(1), h.square().sum(1)])
-            count[name] += h.shape[1]
+            h = h.double().transpose(0, 1).flatten(1)  # (C, n · positions)
+            sums = torch.stack([torch.ones_like(h).sum(1), h.sum(1), h.square().sum(1)])
+            moments[name] = moments.get(name, 0) + sums
     spread = {}
-    for name, (total, squares) in sums.items():
-        variance = (squares - total**2 / count[name]) / count[name]
-        spread[name] = variance.clamp_min(0).sqrt().float().reshape((1, -1) + (1,) * (len(cut.shapes[name]) - 1))
+    for name, (count, total, squares) in moments.items():
+        variance = (squares - total**2 / count) / count
+        spread[name] = variance.clamp_min(0).sqrt().to(cut.dtype).reshape(1, -1, *[1] * (len(cut.shapes[name]) - 1))
     return spread

@@ -20,17 +20,17 @@ def edited(model, edit):
     """Within, `edit(name, activation)` replaces the output of every module; a module's second call is named "relu_1"."""
     calls = {}
 
-    def hook(name, output):
+    def replace(name, output):
         calls[name] = calls.get(name, -1) + 1
         return edit(f"{name}_{calls[name]}" if calls[name] else name, output)
 
-    handles = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: hook(name, output))
-        for name, module in model.named_modules()
-        if name and not any(True for _ in module.children())
-    ]
+    def hook(name):
+        return lambda module, inputs, output: replace(name, output)
+
+    leaves = [(name, m) for name, m in model.named_modules() if name and not list(m.children())]
+    handles = [module.register_forward_hook(hook(name)) for name, module in leaves]
     try:
-        yield calls
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -42,9 +42,8 @@ def logits(model, x, edit=None, batch=BATCH):
     model.eval()
     parts = []
     for start in range(0, len(x), batch):
-        with edited(model, edit or (lambda name, h: h)) as calls:
+        with edited(model, edit or (lambda name, h: h)):
             parts.append(model(x[start : start + batch]))
-        calls.clear()
     return torch.cat(parts)
 
 
@@ -54,15 +53,15 @@ def loss_and_accuracy(z, y):
 
 def activations(model, x, layers):
     """{layer: (N, C) or (N, C, H, W)}"""
-    kept = {}
-    logits(model, x, lambda name, h: _keep(kept, layers, name, h))
-    return {name: torch.cat(kept[name]) for name in layers}
+    kept = {name: [] for name in layers}
 
+    def keep(name, h):
+        if name in kept:
+            kept[name].append(h.clone())
+        return h
 
-def _keep(kept, layers, name, h):
-    if name in layers:
-        kept.setdefault(name, []).append(h.clone())
-    return h
+    logits(model, x, keep)
+    return {name: torch.cat(parts) for name, parts in kept.items()}
 
 
 def constants(model, x, layers, value="zero"):
