@@ -335,9 +335,7 @@ def _c5b(table, boot):
     notes = [f"left out below {MEMORIZED:.0%} training accuracy: {len(networks) - len(arms)} networks"]
     name = "AUC with − without batch norm"
     if arms.nunique() < 2:
-        left = (
-            "no network" if arms.empty else f"only networks {'with' if arms.any() else 'without'} batch norm"
-        )
+        left = "no network" if arms.empty else f"only networks {'with' if arms.any() else 'without'} batch norm"
         return [Effect(name, np.nan)], NOT_REPRODUCED, [*notes, f"nothing to compare: {left} left"]
     mean = _arm_means(boot.networks(_auc(table, arms.index, boot), arms), arms)
     effect = Effect.of(name, mean[True] - mean[False])

@@ -53,9 +53,7 @@ def units(rows, n=300, layers=2, seed=0):
         constants = {k: v for k, v in row.items() if k != "draw"}
         for layer in range(layers):
             names = {"network": f"n{i}", "model": "mlp", "dataset": "digits", "layer": f"layer{layer}"}
-            tables.append(
-                pd.DataFrame({"unit": np.arange(n)} | row["draw"](rng, layer, n) | names | constants)
-            )
+            tables.append(pd.DataFrame({"unit": np.arange(n)} | row["draw"](rng, layer, n) | names | constants))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -73,10 +71,7 @@ def c2(s):
 
 def trained(knees, test_accuracy, **columns):
     """Networks of clean labels: a knee and a test accuracy each."""
-    rows = [
-        {"knee": k, "test_accuracy": a, "train_accuracy": 1.0}
-        for k, a in zip(knees, test_accuracy, strict=True)
-    ]
+    rows = [{"knee": k, "test_accuracy": a, "train_accuracy": 1.0} for k, a in zip(knees, test_accuracy, strict=True)]
     return curves([row | {name: v[i] for name, v in columns.items()} for i, row in enumerate(rows)])
 
 
@@ -273,10 +268,7 @@ def test_best_and_worst_five_go_by_generalization_error():
     # The accuracy on the test set misleads here: the networks that do worst on it generalize best.
     train, test = np.r_[np.full(6, 0.5), np.full(6, 1.0)], np.r_[np.full(6, 0.5), np.full(6, 0.8)]
     table = curves(
-        [
-            {"knee": 0.7 - 0.3 * (i > 5), "train_accuracy": train[i], "test_accuracy": test[i]}
-            for i in range(12)
-        ]
+        [{"knee": 0.7 - 0.3 * (i > 5), "train_accuracy": train[i], "test_accuracy": test[i]} for i in range(12)]
     )
     assert check("C3a", table).verdict == YES
     assert "best 5" in check("C3a", table).effects[0].name
@@ -323,9 +315,7 @@ def test_selection_from_random_halves():
 
 def test_half_way_interpolates_on_a_log_axis_and_censors():
     scales, accuracy = np.array([0, 0.1, 1, 10.0]), np.array([1, 0.8, 0.3, 0.1])
-    scale, censored = claims._half_way(
-        scales, accuracy, chance=0.1
-    )  # half way is 0.55, midway from 0.8 to 0.3
+    scale, censored = claims._half_way(scales, accuracy, chance=0.1)  # half way is 0.55, midway from 0.8 to 0.3
     assert scale == pytest.approx(10**-0.5) and not censored
     assert claims._half_way(scales, np.ones(4), 0.1) == (10.0, True)
     assert claims._half_way(scales, np.array([1, 0.2, 0.1, 0.1]), 0.1) == (0.1, True)
@@ -485,9 +475,7 @@ def test_same_table_same_verdict(claim):
 
 def test_networks_are_resampled_first():
     """Many orders of a few networks that disagree must not make a narrow interval."""
-    rows = [
-        {"batch_norm": b, "train_accuracy": 1.0, "knee": k} for b in (True, False) for k in (0.3, 0.5, 0.7)
-    ]
+    rows = [{"batch_norm": b, "train_accuracy": 1.0, "knee": k} for b in (True, False) for k in (0.3, 0.5, 0.7)]
     table = curves(rows, orders=60, jitter=0.001)
     effect = check("C5b", table).effects[0]
     assert effect.high - effect.low > 0.3
@@ -523,9 +511,7 @@ def test_correlations_agree_with_scipy():
     rng = np.random.default_rng(0)
     x, y, z = rng.integers(0, 6, (3, 5, 40)).astype(float)
     y = y + x
-    assert spearman(x, y) == pytest.approx(
-        [stats.spearmanr(a, b).statistic for a, b in zip(x, y, strict=True)]
-    )
+    assert spearman(x, y) == pytest.approx([stats.spearmanr(a, b).statistic for a, b in zip(x, y, strict=True)])
     partial = []
     for a, b, c in zip(*(stats.rankdata(v, axis=1) for v in (x, y, z)), strict=True):
         a, b = (v - np.polyval(np.polyfit(c, v, 1), c) for v in (a, b))

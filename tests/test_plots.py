@@ -33,9 +33,7 @@ def recipe(network, **fields):
     return {"network": network} | given
 
 
-def cumulative(
-    settings, networks=4, orders=10, steps=20, units=256, robust=lambda fields: 0.75, seed=0, **fields
-):
+def cumulative(settings, networks=4, orders=10, steps=20, units=256, robust=lambda fields: 0.75, seed=0, **fields):
     """Curves that fall from 1 to chance about the fraction `robust` gives, give or take."""
     random, rows = np.random.default_rng(seed), []
     for setting in settings:
@@ -68,9 +66,7 @@ def noisy(networks=4, repeats=10, seed=0):
                 half = 1.6 * np.exp(-1.8 * setting["corruption"] + random.normal(0, 0.06))
                 for scale in [0.0, *np.geomspace(10**-1.5, 10, 16)]:
                     accuracy = 0.1 + 0.9 / (1 + (scale / half) ** 2.6)
-                    rows.append(
-                        given | {"repeat": repeat, "scale": scale, "accuracy": accuracy, "loss": 1 - accuracy}
-                    )
+                    rows.append(given | {"repeat": repeat, "scale": scale, "accuracy": accuracy, "loss": 1 - accuracy})
     return pd.DataFrame(rows)
 
 
@@ -102,8 +98,7 @@ def run(networks=4, seed=0):
             test = 1.9 * epoch**-0.75 + 0.004 * epoch + 0.1 + shift / 10
             auc = 0.3 + 0.32 * (1 - np.exp(-epoch / 6)) - 0.0014 * epoch + shift / 3
             rows.append(
-                recipe(f"n{s}", seed=s, width=2048, epoch=epoch)
-                | {"train_loss": train, "test_loss": test, "auc": auc}
+                recipe(f"n{s}", seed=s, width=2048, epoch=epoch) | {"train_loss": train, "test_loss": test, "auc": auc}
             )
     return pd.DataFrame(rows)
 
@@ -117,9 +112,7 @@ def units(layers, per_layer=64, networks=1, seed=0, **fields):
             selectivity = random.beta(1.5 + 3 * deep, 5 - 3.2 * deep, per_layer)
             selectivity[random.random(per_layer) < 0.03] = np.nan
             information = np.clip(0.3 + 1.2 * selectivity + random.normal(0, 0.25, per_layer), 0, np.log2(10))
-            delta = random.lognormal(-7 - 3 * deep, 1.6, per_layer) * random.choice(
-                [1, 1, 1, -0.4], per_layer
-            )
+            delta = random.lognormal(-7 - 3 * deep, 1.6, per_layer) * random.choice([1, 1, 1, -0.4], per_layer)
             table = pd.DataFrame(
                 {
                     "layer": layer,
@@ -132,9 +125,7 @@ def units(layers, per_layer=64, networks=1, seed=0, **fields):
                 }
             )
             name = f"n{s}{sorted(fields.items())}"
-            tables.append(
-                table.assign(**{k: [v] * per_layer for k, v in recipe(name, seed=s, **fields).items()})
-            )
+            tables.append(table.assign(**{k: [v] * per_layer for k, v in recipe(name, seed=s, **fields).items()}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -164,15 +155,11 @@ def best_and_worst():
 
 def dropped():
     settings = [{"dropout": d, "corruption": c} for d in (0.1, 0.2, 0.3) for c in (0.0, 1.0)]
-    return cumulative(
-        settings, robust=lambda f: 0.78 + 0.2 * f["dropout"] - f["corruption"] * (0.5 - f["dropout"])
-    )
+    return cumulative(settings, robust=lambda f: 0.78 + 0.2 * f["dropout"] - f["corruption"] * (0.5 - f["dropout"]))
 
 
 def normalised(arms=(True, False)):
-    return cumulative(
-        [{"batch_norm": b} for b in arms], robust=lambda f: 0.7 if f["batch_norm"] else 0.45, **CONVNET
-    )
+    return cumulative([{"batch_norm": b} for b in arms], robust=lambda f: 0.7 if f["batch_norm"] else 0.45, **CONVNET)
 
 
 def both_arms(networks=4):
@@ -319,9 +306,7 @@ def test_every_panel_of_the_paper_is_drawn_and_written(name, folder):
     record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert list(record["panels"]) == list(FIGURES[name]) and not record["missing"]
     for panel in record["panels"].values():
-        assert panel["note"].startswith(
-            ("digits · MLP", "mnist · MLP", "cifar10-jpeg · Conv", "imagenette96 · Res")
-        )
+        assert panel["note"].startswith(("digits · MLP", "mnist · MLP", "cifar10-jpeg · Conv", "imagenette96 · Res"))
     assert_legible(figure.figure)
 
 

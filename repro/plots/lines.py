@@ -35,17 +35,13 @@ def spread(table, x, y, over, by=()):
     words.require(table, "network", x, y, over, *by)
     keys = [*by, "network", over, x]
     if table.duplicated(keys).any():
-        raise ValueError(
-            f"table: expected one row for each {', '.join(keys)}; what else differs must be hue or style"
-        )
+        raise ValueError(f"table: expected one row for each {', '.join(keys)}; what else differs must be hue or style")
     table = table.assign(**{x: table[x].astype(float).round(9)})
     networks = table.groupby([*by, "network", x], sort=False)[y].agg(["mean", "std"]).fillna({"std": 0.0})
     points = networks.groupby([*by, x])
     counts = points.size().reset_index(name="networks").assign(all="table")
     if (counts.groupby(list(by) or "all")["networks"].nunique() > 1).any():
-        raise ValueError(
-            f"{x}: expected the same values for all networks{' of one ' if by else ''}{' and '.join(by)}"
-        )
+        raise ValueError(f"{x}: expected the same values for all networks{' of one ' if by else ''}{' and '.join(by)}")
     return points.mean().reset_index()
 
 
@@ -186,9 +182,7 @@ def training(ax, table, log=True, normalize=False):
     right.set_ylabel(words.label("auc_normalized" if normalize else "auc"), color=look.OKABE_ITO[5])
     ax.set(xlabel="epoch", ylabel="loss (nats)")
     look.key(ax, "mean over networks (AUC: right axis)", entries)
-    look.corner_note(
-        ax, f"{words.note(table)} · band: SD over networks · dotted: lowest test loss, highest AUC"
-    )
+    look.corner_note(ax, f"{words.note(table)} · band: SD over networks · dotted: lowest test loss, highest AUC")
     return right
 
 

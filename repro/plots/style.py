@@ -110,9 +110,7 @@ def gradient_key(ax, title, column, found):
     factor = words.LABELS.get(column, ("", 1))[1]
     low, high = (words.rough(end * factor) for end in (min(found), max(found)))
     handlers = {type(handle): _Gradient()}
-    return _place(
-        ax, _legend(ax, [handle], [f"{low} to {high}{log}"], title, 1, handlelength=7, handler_map=handlers)
-    )
+    return _place(ax, _legend(ax, [handle], [f"{low} to {high}{log}"], title, 1, handlelength=7, handler_map=handlers))
 
 
 def key(ax, title, entries):
@@ -147,9 +145,7 @@ def keys(ax):
 
 
 def _legend(ax, handles, labels, title, columns, **options):
-    legend = Legend(
-        ax, handles, labels, title=title, ncols=columns, alignment="left", loc="lower left", **options
-    )
+    legend = Legend(ax, handles, labels, title=title, ncols=columns, alignment="left", loc="lower left", **options)
     legend.get_title().set_color(GREY)
     return legend
 

@@ -147,9 +147,7 @@ def note(table):
         parts.append(f"learning rate {rough(table['lr'].min())}–{rough(table['lr'].max())}")
     if "epochs" in table:
         early = "epoch" in table and (table["epoch"] != table["epochs"]).any()  # snapshots along training
-        parts.append(
-            (f"after {_range(table['epoch'])} of " if early else "") + _count(table["epochs"], "epoch")
-        )
+        parts.append((f"after {_range(table['epoch'])} of " if early else "") + _count(table["epochs"], "epoch"))
     if "network" in table:
         parts.append(_networks(table))
     return " · ".join(parts)

@@ -232,6 +232,7 @@ def test_everything_by_keyboard(page, made):
     neuron(page, 0, 0).focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
+    assert "Arrow keys" in page.locator(".deletion .detail").inner_text()
     page.keyboard.press("Enter")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Space")
