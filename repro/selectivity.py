@@ -9,7 +9,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from repro.units import check_labels, evaluating, prepare
+from repro.units import check_integer, check_labels, evaluating, prepare, progress
+
+CHUNK = 2**22  # activations binned at once
 
 
 def selectivity_index(class_means: np.ndarray) -> np.ndarray:
@@ -62,33 +64,57 @@ def mutual_information(activations: np.ndarray, y: np.ndarray, bins: int = 10) -
     if a.ndim != 2 or len(a) == 0 or not np.isfinite(a).all():
         raise ValueError(f"activations: expected finite numbers (N, units), got shape {a.shape}")
     y = check_labels(torch.as_tensor(y), len(a)).numpy()
-    if isinstance(bins, bool) or not isinstance(bins, int | np.integer) or bins < 2:
-        raise ValueError(f"bins: expected an integer >= 2, got {bins!r}")
+    check_integer("bins", bins, 2)
+    a = a.T if a.dtype.kind == "f" else a.T.astype(np.float64)
+    return _information(np.ascontiguousarray(a), y, bins)
+
+
+def _information(a: np.ndarray, y: np.ndarray, bins: int = 10) -> np.ndarray:
+    """Mutual information, in bits, of activations (units, N) and labels (N,), some units at a time."""
+    units, n = a.shape
     present, y = np.unique(y, return_inverse=True)
-    result = np.empty(a.shape[1])
-    for unit in range(a.shape[1]):
-        joint = np.zeros((bins + 1, len(present)))
-        np.add.at(joint, (_binned(a[:, unit], bins), y), 1)
-        result[unit] = _entropy(joint.sum(1)) + _entropy(joint.sum(0)) - _entropy(joint)
-    return np.clip(result, 0, np.log2(len(present)))
+    at_once = max(1, CHUNK // max(n, (bins + 1) * len(present)))
+    y = y.astype(np.int32)
+    found = np.empty(units)
+    with progress(total=units, unit="unit", desc="mutual information") as bar:
+        for first in range(0, units, at_once):
+            index = _binned(a[first : first + at_once], bins)  # (units, N)
+            some = len(index)
+            cell = (index + (bins + 1) * np.arange(some, dtype=np.int32)[:, None]) * np.int32(len(present)) + y
+            joint = np.bincount(cell.ravel(), minlength=some * (bins + 1) * len(present))
+            joint = joint.reshape(some, bins + 1, len(present))
+            entropies = _entropy(joint.sum(2)), _entropy(joint.sum(1)), _entropy(joint.reshape(some, -1))
+            found[first : first + some] = entropies[0] + entropies[1] - entropies[2]
+            bar.update(some)
+    return np.clip(found, 0, np.log2(len(present)))
 
 
 def _binned(a: np.ndarray, bins: int) -> np.ndarray:
-    """Bin of each activation: 0 for zero, 1 to `bins` for the others; equal activations share a bin."""
-    index = np.zeros(len(a), dtype=int)
+    """Bin of each activation (units, N): 0 for zero, 1 to `bins` for the others; equal activations share a bin."""
     active = a != 0
-    if active.any():
-        edges = np.quantile(a[active], np.arange(1, bins) / bins)
-        index[active] = 1 + np.searchsorted(edges, a[active], side="right")
-    return index
+    count = active.sum(1)[:, None]
+    ordered = np.sort(np.where(active, a, np.array(np.inf, a.dtype)), axis=1)  # the active ones first
+    last = np.maximum(count - 1, 0)
+    place = last * np.arange(1, bins) / bins  # of the quantiles among them, (units, bins − 1)
+    low = place.astype(int)
+    below = np.take_along_axis(ordered, low, 1).astype(np.float64)
+    above = np.take_along_axis(ordered, np.minimum(low + 1, last), 1)
+    with np.errstate(invalid="ignore"):  # units that are never active
+        exact = below + (above - below) * (place - low)
+    edges = exact.astype(a.dtype)  # a >= edge, in the type of a: the next number up if that fell below
+    edges = np.where(edges < exact, np.nextafter(edges, np.array(np.inf, a.dtype)), edges)
+    index = np.ones(a.shape, np.int16)
+    for edge in edges.T:
+        index += a >= edge[:, None]
+    return index * active
 
 
-def _entropy(counts: np.ndarray) -> float:
-    """Entropy in bits of counts, with the Miller–Madow correction (occupied bins − 1) / 2N nats."""
-    counts = counts[counts > 0]
-    n = counts.sum()
-    p = counts / n
-    return (-(p * np.log(p)).sum() + (len(counts) - 1) / (2 * n)) / np.log(2)
+def _entropy(counts: np.ndarray) -> np.ndarray:
+    """Entropies in bits of rows of counts, with the Miller–Madow correction (occupied bins − 1) / 2N nats."""
+    n = counts.sum(1)
+    p = counts / n[:, None]
+    plugin = -(p * np.log(np.where(p > 0, p, 1))).sum(1)
+    return (plugin + ((counts > 0).sum(1) - 1) / (2 * n)) / np.log(2)
 
 
 def table(model: nn.Module, x: torch.Tensor, y: torch.Tensor, layers: Sequence[str] | None = None) -> pd.DataFrame:
@@ -109,26 +135,25 @@ def table(model: nn.Module, x: torch.Tensor, y: torch.Tensor, layers: Sequence[s
         A row a unit: layer, unit, selectivity (NaN if dead), mutual_information (bits), preferred_class (−1 if dead), dead.
     """
     cut, x, y = prepare(model, x, y, layers)
-    pooled: dict[str, list[np.ndarray]] = {name: [] for name in cut.layers}
-    with evaluating(model):
-        for _, activations in cut.activations(x):
-            for name, h in activations.items():
-                pooled[name].append((h if h.ndim == 2 else h.mean((2, 3))).cpu().numpy())
     labels = y.cpu().numpy()
-    present, index = np.unique(labels, return_inverse=True)
-    shares = np.eye(len(present))[index]
+    present, shares = np.unique(labels, return_inverse=True)
+    shares = np.eye(len(present))[shares]
     shares /= shares.sum(0)  # (N, classes): an average over each class
+    pooled = {name: np.empty((units, len(x)), np.float32) for name, units in cut.layers.items()}
+    with evaluating(model):
+        for block, activations in cut.activations(x):
+            for name, h in activations.items():
+                pooled[name][:, block] = (h if h.ndim == 2 else h.mean((2, 3))).T.cpu()
     tables = []
-    for name, parts in pooled.items():
-        a = np.concatenate(parts)
-        means = a.T.astype(np.float64) @ shares
+    for name, a in pooled.items():
+        means = a.astype(np.float64) @ shares
         index = selectivity_index(means)
         dead = np.isnan(index)
         columns = {
             "layer": name,
             "unit": np.arange(len(index)),
             "selectivity": index,
-            "mutual_information": mutual_information(a, labels),
+            "mutual_information": _information(a, labels),
             "preferred_class": np.where(dead, -1, present[means.argmax(1)]),
             "dead": dead,
         }

@@ -107,10 +107,12 @@ class Cut:
 
     def activations(self, x: torch.Tensor) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
         """Blocks of images with the activations (n, C) or (n, C, H, W) of every layer."""
-        for block in self.blocks(len(x)):
-            kept: dict[str, torch.Tensor] = {}
-            self.run(x[block], lambda name, h, kept=kept: kept.setdefault(name, h))
-            yield block, kept
+        with progress(total=len(x), desc="activations") as bar:
+            for block in self.blocks(len(x)):
+                kept: dict[str, torch.Tensor] = {}
+                self.run(x[block], lambda name, h, kept=kept: kept.setdefault(name, h))
+                yield block, kept
+                bar.update(block.stop - block.start)
 
     def blocks(self, n: int, links: Sequence[Link] = (), copies: int = 1) -> Iterator[slice]:
         """Cut n images into blocks; a block's largest activation, so many times, keeps to the budget. Where there are
