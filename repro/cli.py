@@ -191,7 +191,7 @@ def _start(name: str, output: Path, parameters: dict, environment: dict) -> subp
 def _keep_outputs(executed: list[Path]) -> None:
     """Put executed notebooks in the place of their sources, without what changes from run to run."""
     keys = "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.widgets"
-    command = [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-id", "--extra-keys", keys]
+    command = [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-count", "--keep-id", "--extra-keys", keys]
     subprocess.run([*command, *map(str, executed)], check=True)
     for path in executed:
         shutil.copyfile(path, notebooks.FOLDER / path.name)
