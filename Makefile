@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help figures test test-notebooks test-browser site bench lab notebooks clean
+.PHONY: help figures test test-notebooks test-browser site lab notebooks clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -35,9 +35,6 @@ test-browser: $(INSTALLED)  ## drive the diagrams in a Chromium, over the static
 
 site: $(INSTALLED)  ## write figures/site/index.html: the diagrams, the figures and the scorecard on one page
 	$(BIN)/repro site
-
-bench: $(INSTALLED)  ## time everything side by side and rewrite benchmarks/README.md
-	$(BIN)/python benchmarks/run.py
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	cd notebooks && ../$(BIN)/jupyter lab
