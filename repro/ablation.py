@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 import pandas as pd
@@ -95,11 +95,13 @@ def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tens
     z = z.contiguous() if rest else z
     d = d.transpose(0, 1).contiguous()  # (C, n, ...)
     active = (d != 0).reshape(*d.shape[:2], -1).any(2)  # (C, n)
-    counts = active.sum(1).tolist()
-    bounds = np.cumsum([0, *counts]).tolist()
-    pairs = active.flatten().nonzero().squeeze(1)
+    counts = active.sum(1)
+    pairs = torch.from_numpy(np.flatnonzero(active.cpu())).to(y.device)  # torch's nonzero takes ten times as long
+    units = torch.repeat_interleave(counts)
+    images = pairs - len(y) * units
     terms = d.flatten(0, 1).index_select(0, pairs)[:, None]  # (pairs, 1, ...)
-    units, images = pairs // len(y), pairs % len(y)
+    counts = counts.tolist()
+    bounds = [0, *accumulate(counts)]
     weights = first.weight.transpose(0, 1).contiguous().transpose(0, 1).split(1, dim=1)  # C times (O, 1, ...)
     change = torch.zeros(len(d), len(intact), dtype=torch.float64, device=y.device)
     waiting: list[torch.Tensor] = []
@@ -256,7 +258,7 @@ def _curves_in_chain(links: Sequence[Link], cut: Cut, plans, bar, x, y) -> torch
         own, z = _channels(d, order[0]), _channels(intact, order[1])
         before = anew = d.shape[1]
         for now, outputs, *above in points:
-            if now <= anew / 2:  # sum anew, lest rounding errors outgrow what is left
+            if now <= anew / 4:  # sum anew, lest rounding errors outgrow what is left
                 anew, z = now, first.sum(own[:, :now], outputs).clone()
             elif now < before and outputs != 0:
                 first.subtract(z[:, :outputs], own[:, now:before], first.weight[:outputs, now:before])
