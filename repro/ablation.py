@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from repro.units import Cut, Link, check_images, evaluating, image_scores, prepare, progress, score_columns, scores
+from repro.evaluation import check_images, check_integer, evaluating, image_scores, score_columns, scores
+from repro.units import Cut, Link, prepare, progress
 
 SCORED = 2**13  # images scored at once, where that takes longer to start than to do
 MEMORY = 2**28  # bytes of sorted weights kept at once
@@ -126,7 +127,8 @@ def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tens
 
 def _images(z: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """z[images], fast also where z (n, C) lies in memory unit by unit."""
-    return z.T.index_select(1, images).T if z.stride(0) == 1 else z.index_select(0, images)
+    by_unit = z.ndim == 2 and z.stride(0) == 1
+    return z.T.index_select(1, images).T if by_unit else z.index_select(0, images)
 
 
 def _channels(z: torch.Tensor, channels: torch.Tensor | slice) -> torch.Tensor:
@@ -143,13 +145,6 @@ def _chunks(bounds: Sequence[int], pairs: int) -> Iterator[range]:
         stop = max(unit + 1, bisect_right(bounds, bounds[unit] + pairs) - 1)
         yield range(unit, stop)
         unit = stop
-
-
-def _logits(links: Sequence[Link], z: torch.Tensor) -> torch.Tensor:
-    """Through all links; z is overwritten."""
-    for link in links:
-        z = link(z)
-    return z
 
 
 def cumulative(
@@ -182,8 +177,8 @@ def cumulative(
         A row a point: order, n_ablated, fraction_ablated (of all units in `layers`), loss (nats), accuracy.
     """
     cut, x, y = prepare(model, x, y, layers)
-    sequences = list(_orders(cut, orders, seed))
-    at = [points(len(sequence), steps) for sequence in sequences]
+    chosen = list(sequences(cut, orders, seed))
+    at = [points(len(sequence), steps) for sequence in chosen]
     where = {"order": np.repeat(np.arange(len(at)), list(map(len, at))), "n_ablated": np.concatenate(at)}
     where["fraction_ablated"] = where["n_ablated"] / sum(cut.layers.values())
     with evaluating(model), progress(total=len(where["order"]) * len(x), desc="cumulative") as bar:
@@ -195,7 +190,7 @@ def cumulative(
         sums = []
         for first in range(0, len(at), at_once):
             some = slice(first, first + at_once)
-            plans = [plan(*pair) for pair in zip(sequences[some], at[some], strict=True)]
+            plans = [plan(*pair) for pair in zip(chosen[some], at[some], strict=True)]
             sums.append(sum(cut.map(lambda b, plans=plans: curves(cut, plans, bar, x[b], y[b]), len(x), links)))
     return pd.DataFrame(where | score_columns(torch.cat(sums), len(x)))
 
@@ -307,72 +302,59 @@ def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool
 
 def points(n: int, steps: int) -> np.ndarray:
     """Numbers of ablated units at which a curve is measured, from 0 to n."""
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"steps: expected an integer >= 1, got {steps!r}")
-    return np.unique(np.round(np.linspace(0, n, steps + 1)).astype(int))
+    return np.unique(np.round(np.linspace(0, n, check_integer("steps", steps, 1) + 1)).astype(int))
+
+
+def sequences(cut: Cut, orders: int | Sequence, seed: int) -> Iterator[list[tuple[str, int]]]:
+    """Sequences of (layer, unit): so many random orders of all units of `cut`, or the given ones, checked."""
+    everything = [(name, unit) for name, units in cut.layers.items() for unit in range(units)]
+    if isinstance(orders, int | np.integer):
+        for order in range(check_integer("orders", orders, 1)):
+            rng = np.random.default_rng((check_integer("seed", seed, 0), order))
+            yield [everything[i] for i in rng.permutation(len(everything))]
+        return
+    try:
+        given = [[(name, int(unit)) for name, unit in sequence] for sequence in orders]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"orders: expected an integer >= 1 or sequences of (layer, unit), got {orders!r}") from error
+    if not given:
+        raise ValueError("orders: expected at least one sequence of (layer, unit), got none")
+    for sequence in given:
+        unknown = set(sequence) - set(everything)
+        if unknown or not sequence or len(set(sequence)) < len(sequence):
+            what = f"unknown unit {sorted(unknown)[0]}" if unknown else "an empty sequence or a unit named twice"
+            raise ValueError(f"orders: expected different units of {', '.join(cut.layers)}, got {what}")
+        yield sequence
 
 
 def clamp_values(cut: Cut, value: str | Mapping[str, torch.Tensor], x_fit: torch.Tensor) -> dict[str, torch.Tensor]:
     """What each unit is clamped to: {layer: (1, C), (1, C, 1, 1) or (1, C, H, W)} on the model's device."""
     if isinstance(value, Mapping):
-        return {name: _given(value, name, shape).to(cut.device) for name, shape in cut.shapes.items()}
-    if value == "zero":
-        return {
-            name: torch.zeros((1, shape[0]) + (1,) * (len(shape) - 1), device=cut.device)
-            for name, shape in cut.shapes.items()
-        }
+        return {name: _given(value.get(name), name, shape).to(cut.device) for name, shape in cut.shapes.items()}
     if value not in VALUES:
         raise ValueError(f"value: expected {', '.join(VALUES)} or {{layer: tensor}}, got {value!r}")
-    sums = {name: torch.zeros(shape, dtype=torch.float64, device=cut.device) for name, shape in cut.shapes.items()}
-    for _, activations in cut.activations(x_fit.to(cut.device)):
-        for name, h in activations.items():
-            sums[name] += h.sum(0, dtype=torch.float64)
-    means = {name: (total / len(x_fit))[None] for name, total in sums.items()}
-    if value == "mean":
-        means = {name: m if m.ndim == 2 else m.mean((2, 3), keepdim=True) for name, m in means.items()}
-    return {name: m.float() for name, m in means.items()}
+    totals = {name: torch.zeros(1, *s, dtype=torch.float64, device=cut.device) for name, s in cut.shapes.items()}
+    if value != "zero":
+        for _, activations in cut.activations(x_fit.to(cut.device)):
+            for name, h in activations.items():
+                totals[name] += h.sum(0, dtype=torch.float64)
+    means = {name: (total / len(x_fit)).float() for name, total in totals.items()}
+    per_unit = {name: m if m.ndim == 2 else m.mean((2, 3), keepdim=True) for name, m in means.items()}
+    return means if value == "mean_per_position" else per_unit
 
 
 def _given(value, name: str, shape: torch.Size) -> torch.Tensor:
-    given = value.get(name)
-    if not isinstance(given, torch.Tensor) or tuple(given.shape) not in (tuple(shape), tuple(shape[:1])):
+    if not isinstance(value, torch.Tensor) or tuple(value.shape) not in (tuple(shape), tuple(shape[:1])):
         raise ValueError(f"value: expected a tensor of shape {tuple(shape[:1])} or {tuple(shape)} for layer {name!r}")
-    if not torch.isfinite(given).all():
+    if not torch.isfinite(value).all():
         raise ValueError(f"value: expected finite numbers for layer {name!r}")
-    return given.reshape((1, *given.shape) + (1,) * (len(shape) - given.ndim)).float()
+    return value.reshape((1, *value.shape) + (1,) * (len(shape) - value.ndim)).float()
 
 
 def _clamping(masks: Mapping[str, torch.Tensor], clamp: Mapping[str, torch.Tensor]):
     """An edit that clamps the masked units of every layer."""
 
     def edit(name: str, h: torch.Tensor) -> torch.Tensor:
-        mask = masks[name].to(h.device).reshape((1, -1) + (1,) * (h.ndim - 2))
-        return torch.where(mask, clamp[name], h)
+        return torch.where(masks[name].reshape((1, -1) + (1,) * (h.ndim - 2)), clamp[name], h)
 
     return edit
-
-
-def _orders(cut: Cut, orders, seed: int):
-    """Sequences of (layer, unit): random orders of all units of `cut`, or the given ones, checked."""
-    everything = [(name, unit) for name, units in cut.layers.items() for unit in range(units)]
-    if isinstance(orders, int | np.integer) and not isinstance(orders, bool):
-        if orders < 1:
-            raise ValueError(f"orders: expected an integer >= 1 or sequences of (layer, unit), got {orders}")
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-            raise ValueError(f"seed: expected an integer >= 0, got {seed!r}")
-        for order in range(orders):
-            rng = np.random.default_rng((int(seed), order))
-            yield [everything[i] for i in rng.permutation(len(everything))]
-        return
-    try:
-        sequences = [[(name, int(unit)) for name, unit in sequence] for sequence in orders]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"orders: expected an integer >= 1 or sequences of (layer, unit), got {orders!r}") from error
-    if not sequences:
-        raise ValueError("orders: expected at least one sequence of (layer, unit), got none")
-    for sequence in sequences:
-        unknown = set(sequence) - set(everything)
-        if unknown or not sequence or len(set(sequence)) < len(sequence):
-            what = f"unknown unit {sorted(unknown)[0]}" if unknown else "an empty sequence or a unit named twice"
-            raise ValueError(f"orders: expected different units of {', '.join(cut.layers)}, got {what}")
-        yield sequence

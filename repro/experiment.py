@@ -24,9 +24,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from repro import ablation, data, noise, selectivity, store, units
-from repro.training import FORMAT, Recipe, Run, build, device, digest, training_set
+from repro.evaluation import evaluating, score_columns, scores
+from repro.training import FORMAT, Group, Recipe, Run, build, device, digest, together, training_set
 
 IMAGES = ("model", "x", "y", "x_test", "y_test", "x_fit")  # what `measure` itself hands to an analysis
+AT_ONCE = 64  # networks that train together on a GPU
 SAVE_EVERY = 60  # seconds between stored states of a network in training
 
 
@@ -54,47 +56,24 @@ def history(model: nn.Module, x, y, x_test, y_test) -> pd.DataFrame:
     row = {}
     for split, images, labels in (("train", x, y), ("test", x_test, y_test)):
         cut, images, labels = units.prepare(model, images, labels)
-        with units.evaluating(model):
-            total = sum(units.scores(cut.run(images[b]), labels[b]) for b in cut.blocks(len(images)))
-        columns = units.score_columns(total[None], len(images))
-        row |= {f"{split}_{name}": values for name, values in columns.items()}
+        with evaluating(model):
+            total = sum(scores(cut.run(images[b]), labels[b]) for b in cut.blocks(len(images)))
+        row |= {f"{split}_{name}": values for name, values in score_columns(total[None], len(images)).items()}
     return pd.DataFrame(row)
 
 
 def weights(model: nn.Module, x, y, layers: Sequence[str] | None = None) -> pd.DataFrame:
     """L1 norm of the incoming weights of every unit (Fig. A3): layer, unit, l1_norm.
 
-    The weights of a unit layer are those of the last convolution or linear layer before it with as many outputs.
+    The weights of a unit layer are those of the last convolution or linear layer on the way to it; where a shortcut is
+    added, of the branch, not of the shortcut.
     """
     cut = units.Cut(model, x[:2], layers)
-    order = _calls(model, x[:2].to(cut.device))
     tables = []
     for layer, n in cut.layers.items():
-        name = layer if layer in order else layer.rpartition("_")[0]  # the second call of a module: "relu_1"
-        call = int(layer.removeprefix(name).lstrip("_") or 0)
-        position = [i for i, called in enumerate(order) if called == name][call]
-        modules = dict(model.named_modules())
-        before = (modules[called] for called in reversed(order[:position]))
-        source = next(m for m in before if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.shape[0] == n)
-        norm = source.weight.detach().abs().flatten(1).sum(1).cpu().numpy()
+        norm = cut.source(layer).weight.detach().abs().flatten(1).sum(1).cpu().numpy()
         tables.append(pd.DataFrame({"layer": layer, "unit": np.arange(n), "l1_norm": norm}))
     return pd.concat(tables, ignore_index=True)
-
-
-def _calls(model: nn.Module, x: torch.Tensor) -> list[str]:
-    """Names of a model's modules in the order in which they are called."""
-    order: list[str] = []
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
-        for name, module in model.named_modules()
-    ]
-    try:
-        with units.evaluating(model):
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return order
 
 
 @dataclass(frozen=True)
@@ -112,7 +91,7 @@ ANALYSES = {
     "noise": Analysis(noise.sweep),
     "selectivity": Analysis(selectivity.table),
     "history": Analysis(history, both_splits=True),
-    "weights": Analysis(weights),
+    "weights": Analysis(weights, version=2),
 }
 
 
@@ -308,6 +287,8 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
                 for done in joblib.Parallel(return_as="generator_unordered")(tasks):
                     bar.update(done)
             return
+        if device().type == "cuda":  # on a CPU each network trains alone, on a core of its own
+            _train_together(groups)
         queue, passed = deque(groups.values()), 0
         while queue:
             group = queue.popleft()
@@ -396,7 +377,7 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
     ) as bar:
         while True:
             if run.epoch in snapshots:
-                _write(recipe, run.epoch, run, start)
+                _write(recipe, run.epoch, run.network(), start)
             if run.done:
                 break
             run.advance()
@@ -407,17 +388,33 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
                 saved = time.monotonic()
     for epoch in snapshots:
         if epoch > run.epoch:  # all images were memorized before: more training would not have happened
-            _write(recipe, epoch, run, start)
-    _write(recipe, None, run, start)
+            _write(recipe, epoch, run.network(), start)
+    _write(recipe, None, run.network(), start)
     work.unlink(missing_ok=True)
+
+
+def _train_together(wanted: dict[Recipe, list[_Wanted]]) -> None:
+    """Train those of the missing networks that can as groups, and store them; what is left trains alone, later."""
+    for members in together(_untrained(list(itertools.chain.from_iterable(wanted.values())))):
+        with contextlib.ExitStack() as locks:
+            free = [recipe for recipe in members if locks.enter_context(store.lock(recipe.key, wait=False))]
+            for first in range(0, len(free) if len(free) > 1 else 0, AT_ONCE):
+                recipes = free[first : first + AT_ONCE]
+                epochs = {w.epoch for recipe in recipes for w in wanted[recipe]} | {None}
+                start, group = time.monotonic(), Group(recipes)
+                for _ in tqdm(range(recipes[0].epochs + 1), unit="epoch", desc=f"training {len(recipes)} networks"):
+                    for epoch in epochs & ({group.epoch, None} if group.done else {group.epoch}):
+                        for recipe, model in zip(recipes, group.networks(), strict=True):
+                            _write(recipe, epoch, model, start)
+                    if not group.done:
+                        group.advance()
 
 
 def _origin(recipe: Recipe, epoch: int | None) -> dict:
     return _plain({"recipe": asdict(recipe), "format": FORMAT} | ({} if epoch is None else {"epoch": epoch}))
 
 
-def _write(recipe: Recipe, epoch: int | None, run: Run, start: float) -> None:
-    model = run.network()
+def _write(recipe: Recipe, epoch: int | None, model: nn.Module, start: float) -> None:
     parameters = {name for name, _ in model.named_parameters()}  # batch-norm statistics stay in full precision
     tensors = {name: t.half() if name in parameters else t for name, t in model.state_dict().items()}
     made = {"seconds": round(time.monotonic() - start, 2)}

@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from repro.units import Cut, Link, check_images, check_integer, evaluating, prepare, progress, score_columns, scores
+from repro.evaluation import check_images, check_integer, evaluating, score_columns, scores
+from repro.units import Cut, Link, prepare, progress
 
 Draws = Mapping[str, torch.Tensor]  # noise of scale 1 on every layer, (n, C) or (n, C, H, W)
 

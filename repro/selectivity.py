@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from repro.units import check_integer, check_labels, evaluating, prepare, progress
+from repro.evaluation import check_integer, check_labels, evaluating
+from repro.units import prepare, progress
 
 CHUNK = 2**22  # activations binned at once
 

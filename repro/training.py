@@ -15,8 +15,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -217,13 +217,7 @@ class Run:
         x, y = training_set(recipe)
         self.x, self.y = x.to(self.device, memory_format=self.layout), y.to(self.device)
         self.model = build(recipe).to(self.device, memory_format=self.layout)
-        if recipe.optimizer == "sgd":
-            make = {"kind": torch.optim.SGD, "momentum": recipe.momentum}
-        else:
-            make = {"kind": torch.optim.Adam, "betas": (recipe.momentum, 0.999)}
-        self.optimizer = make.pop("kind")(
-            self.model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, **make
-        )
+        self.optimizer = _optimizer(recipe, self.model.parameters(), recipe.lr)
         self.batch_size = min(recipe.batch_size, len(self.x))
         self.steps = len(self.x) // self.batch_size  # an epoch
         self.forward = torch.compile(self.model) if gpu and images else self.model
@@ -232,9 +226,7 @@ class Run:
     def advance(self) -> None:
         """Train one more epoch."""
         recipe, cpu = self.recipe, self.device.type == "cpu"
-        # Order and dropout of an epoch follow from the seed and its number alone: a resumed run needs no random state.
-        rng = np.random.default_rng((recipe.stream("order"), self.epoch))
-        order = torch.from_numpy(rng.permutation(len(self.x))).to(self.device)
+        order = _order(recipe, self.epoch, len(self.x)).to(self.device)
         correct = torch.zeros((), device=self.device)
         self.model.train()
         devices = [] if cpu else [self.device]
@@ -242,9 +234,8 @@ class Run:
             torch.manual_seed(recipe.stream("dropout") + self.epoch)
             for step in range(self.steps):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-                progress = (self.epoch * self.steps + step + 0.5) / (recipe.epochs * self.steps)
                 for group in self.optimizer.param_groups:
-                    group["lr"] = recipe.lr * SCHEDULES[recipe.schedule](progress)
+                    group["lr"] = recipe.lr * _schedule(recipe, self.epoch * self.steps + step, self.steps)
                 labels = self.y[batch]
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                     logits = self.forward(self.x[batch]).float()
@@ -261,15 +252,8 @@ class Run:
             raise FloatingPointError(f"training diverged in epoch {self.epoch} (loss {loss.item()}): {recipe}")
 
     def network(self) -> nn.Module:
-        """The network as it is now: a copy on the CPU, in eval mode, its weights rounded to half precision.
-
-        Checkpoints are stored in half precision, so that is what every measurement sees, stored or not.
-        """
-        model = copy.deepcopy(self.model).to("cpu", memory_format=torch.contiguous_format).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(parameter.half())
-        return model.requires_grad_(False)
+        """The network as it is now: a copy on the CPU, in eval mode, its weights rounded to half precision."""
+        return _finished(copy.deepcopy(self.model))
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything a later process needs to go on."""
@@ -299,6 +283,110 @@ class Run:
             }
         self.epoch = int(state["epoch"])
         self.done = self.epoch == self.recipe.epochs
+
+
+class Group:
+    """MLPs that train together, as one batched program: their weights are stacked, each member keeps its own seed, data
+    order, label shuffle and learning rate, and gets what a `Run` of its own would give it, but for rounding.
+
+    Parameters
+    ----------
+    recipes : sequence of Recipe
+        One of the lists that `together` gives.
+
+    Attributes
+    ----------
+    epoch, done
+        As of a `Run`.
+    """
+
+    def __init__(self, recipes: Sequence[Recipe], on: torch.device | None = None):
+        self.recipes, self.device = recipes, on or device()
+        sets = [training_set(recipe) for recipe in recipes]
+        self.x, self.y = sets[0][0].to(self.device), torch.stack([y for _, y in sets]).to(self.device)
+        self.models = [build(recipe).to(self.device).train() for recipe in recipes]
+        self.weights, _ = torch.func.stack_module_state(self.models)  # {name: (members, ...)}
+        self.optimizer = _optimizer(recipes[0], self.weights.values(), 1.0)
+        self.lrs = torch.tensor([recipe.lr for recipe in recipes], device=self.device)
+        self.batch_size = min(recipes[0].batch_size, len(self.x))
+        self.forward = torch.vmap(lambda weights, x: torch.func.functional_call(self.models[0], weights, (x,)))
+        self.epoch, self.done = 0, False
+
+    def advance(self) -> None:
+        """Train all members one more epoch."""
+        first, size = self.recipes[0], self.batch_size
+        orders = torch.stack([_order(recipe, self.epoch, len(self.x)) for recipe in self.recipes]).to(self.device)
+        steps = len(self.x) // size
+        for step in range(steps):
+            batch = orders[:, step * size : (step + 1) * size]  # (members, batch)
+            labels = self.y.gather(1, batch)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=first.precision == "bfloat16"):
+                logits = self.forward(self.weights, self.x[batch]).float()  # (members, batch, classes)
+                loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / size
+            self.optimizer.zero_grad()
+            loss.backward()
+            before = [weight.detach().clone() for weight in self.weights.values()]
+            self.optimizer.step()
+            # The optimizer's learning rate is 1: of that step each member takes its own share.
+            shares = self.lrs * _schedule(first, self.epoch * steps + step, steps)
+            with torch.no_grad():
+                for weight, old in zip(self.weights.values(), before, strict=True):
+                    torch.lerp(old, weight, shares.reshape(-1, *[1] * (old.ndim - 1)), out=weight)
+        self.epoch += 1
+        self.done = self.epoch == first.epochs
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"training diverged in epoch {self.epoch} (loss {loss.item()}): {self.recipes}")
+
+    def networks(self) -> list[nn.Module]:
+        """The members as they are now, as `Run.network` gives them."""
+        found = []
+        for i, model in enumerate(self.models):
+            model = copy.deepcopy(model)
+            model.load_state_dict({name: weight[i] for name, weight in self.weights.items()})
+            found.append(_finished(model))
+        return found
+
+
+def together(recipes: Iterable[Recipe]) -> list[list[Recipe]]:
+    """Recipes sorted into lists that can train as a `Group`: MLPs that differ in seed, learning rate and corruption.
+
+    One with dropout stays alone: its draws would not be those it makes by itself.
+    """
+    lists: dict[Recipe, list[Recipe]] = {}
+    for recipe in recipes:
+        alone = recipe.model != "mlp" or recipe.dropout > 0 or recipe.stop_when_memorized
+        shape = recipe if alone else replace(recipe, seed=0, lr=1.0, corruption=0.0)
+        lists.setdefault(shape, []).append(recipe)
+    return list(lists.values())
+
+
+def _optimizer(recipe: Recipe, parameters, lr: float) -> torch.optim.Optimizer:
+    options = {"lr": lr, "weight_decay": recipe.weight_decay, "fused": True}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, **options)
+    return torch.optim.Adam(parameters, betas=(recipe.momentum, 0.999), **options)
+
+
+def _order(recipe: Recipe, epoch: int, n: int) -> torch.Tensor:
+    """Order of the n images in an epoch: from the seed and its number alone, so a resumed run needs no random state."""
+    return torch.from_numpy(np.random.default_rng((recipe.stream("order"), epoch)).permutation(n))
+
+
+def _schedule(recipe: Recipe, step: int, steps: int) -> float:
+    """Factor on the learning rate in a step, counted from 0, of `steps` an epoch."""
+    return SCHEDULES[recipe.schedule]((step + 0.5) / (recipe.epochs * steps))
+
+
+def _finished(model: nn.Module) -> nn.Module:
+    """`model` itself on the CPU, in eval mode, its weights rounded to half precision.
+
+    Checkpoints are stored in half precision, so that is what every measurement sees, stored or not.
+    """
+    model = model.to("cpu", memory_format=torch.contiguous_format).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    return model.requires_grad_(False)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def test_cumulative_equals_the_plain_loop(name, value):
     layers = list(units.Cut(model, x).layers)[-3:]
     found = units.Cut(model, x, layers).layers
     ours = ablation.cumulative(model, x, y, layers, orders=2, steps=6, value=value, seed=3)
-    sequences = [sequence for sequence in ablation._orders(units.Cut(model, x, layers), 2, 3)]
+    sequences = [sequence for sequence in ablation.sequences(units.Cut(model, x, layers), 2, 3)]
     counts = sorted(ours.n_ablated.unique())
     theirs = plain.cumulative(model, x, y, found, sequences, counts, value)
     assert (ours.order.to_numpy() == theirs.order.to_numpy()).all()
@@ -71,7 +71,7 @@ def test_any_mlp(widths, n, steps, value, seed):
         value = {name: torch.randn(k, generator=torch.Generator().manual_seed(seed)) for name, k in layers.items()}
     close(ablation.single_unit(model, x, y, value=value), plain.single_unit(model, x, y, layers, value), model, x)
     ours = ablation.cumulative(model, x, y, orders=1, steps=steps, value=value, seed=seed)
-    sequence = next(iter(ablation._orders(units.Cut(model, x), 1, seed)))
+    sequence = next(iter(ablation.sequences(units.Cut(model, x), 1, seed)))
     theirs = plain.cumulative(model, x, y, layers, [sequence], list(ours.n_ablated), value)
     close(ours, theirs, model, x)
 
@@ -90,7 +90,7 @@ def test_any_convnet(channels, strides, batch_norm, value, seed):
     layers = units.Cut(model, x).layers
     close(ablation.single_unit(model, x, y, value=value), plain.single_unit(model, x, y, layers, value), model, x)
     ours = ablation.cumulative(model, x, y, orders=1, steps=7, value=value, seed=seed)
-    sequence = next(iter(ablation._orders(units.Cut(model, x), 1, seed)))
+    sequence = next(iter(ablation.sequences(units.Cut(model, x), 1, seed)))
     theirs = plain.cumulative(model, x, y, layers, [sequence], list(ours.n_ablated), value)
     close(ours, theirs, model, x)
 

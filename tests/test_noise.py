@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from repro import noise, units
+from repro import evaluation, noise, units
 from tests import networks, plain
 
 EVERY = {name: rest for name, *rest in networks.every()}
@@ -37,7 +37,7 @@ def test_accuracy_equals_its_closed_form():
 def test_spread_is_that_of_the_activations(name):
     model, x, _ = EVERY[name]
     cut = units.Cut(model, x)
-    with units.evaluating(model):
+    with evaluation.evaluating(model):
         found = noise.standard_deviations(cut, x)
     for layer, h in plain.activations(model, x, cut.layers).items():
         expected = h.double().transpose(0, 1).flatten(1).std(1, correction=0)

@@ -156,7 +156,19 @@ def test_the_citation_is_of_this_version_and_of_the_paper():
 # Who imports whom -------------------------------------------------------------------------------------------
 
 # Lowest first: a module imports lower ones only.
-ORDER = ["data", "models", "units", "ablation", "noise", "selectivity", "training", "store", "experiment"]
+ORDER = [
+    "data",
+    "models",
+    "evaluation",
+    "graph",
+    "units",
+    "ablation",
+    "noise",
+    "selectivity",
+    "training",
+    "store",
+    "experiment",
+]
 ORDER += ["claims", "plots", "widgets", "notebooks", "site", "cli"]
 CORE_MODULES = ORDER[: ORDER.index("experiment") + 1]
 # Distribution of what is imported under another name, or comes with a dependency of ours.

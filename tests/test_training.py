@@ -40,6 +40,27 @@ def same(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+# Together or alone -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{}, dict(optimizer="adam", lr=1e-3), dict(schedule="onecycle", weight_decay=1e-2)])
+def test_a_member_of_a_group_is_what_it_would_be_alone(change):
+    base = dataclasses.replace(MLP, **SMALL | {"n_train": 160, "batch_size": 16, "epochs": 1}, **change)  # ten steps
+    members = [dataclasses.replace(base, seed=i, lr=base.lr / (1 + i), corruption=i / 4) for i in range(5)]
+    group = training.Group(members)
+    group.advance()
+    x = data.load("digits").x_test
+    for recipe, together in zip(members, group.networks(), strict=True):
+        torch.testing.assert_close(together(x), train(recipe)(x), atol=1e-4, rtol=0)
+    assert group.done and not together.training
+
+
+def test_only_mlps_of_one_shape_train_together():
+    seeds = [dataclasses.replace(MLP, seed=i, corruption=i / 4, lr=0.1 * (i + 1)) for i in range(3)]
+    others = [dataclasses.replace(MLP, epochs=5), VARIANTS["dropout"], dataclasses.replace(CONVNET, seed=1), CONVNET]
+    assert training.together([*seeds, *others]) == [seeds, *([other] for other in others)]
+
+
 # The same recipe is the same network ------------------------------------------------------------------------
 
 

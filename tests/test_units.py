@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import densenet121, resnet18, vgg11
 from torchvision.models.feature_extraction import get_graph_node_names
 
-from repro import models, units
+from repro import evaluation, models, units
 from tests import networks, plain
 
 EVERY = {name: rest for name, *rest in networks.every()}
@@ -40,7 +40,7 @@ def test_names_are_those_of_torchvisions_feature_extraction(model):
 def test_activations_are_those_that_hooks_see():
     model, x, _ = EVERY["convnet with batch norm"]
     cut = units.Cut(model, x)
-    with units.evaluating(model):
+    with evaluation.evaluating(model):
         seen = [h for _, h in cut.activations(x)]
     expected = plain.activations(model, x, cut.layers)
     for name in cut.layers:
@@ -50,7 +50,7 @@ def test_activations_are_those_that_hooks_see():
 def test_the_rest_of_the_network_gives_the_same_logits_again_and_again(network):
     model, x, _ = network
     cut = units.Cut(model, x)
-    with units.evaluating(model):
+    with evaluation.evaluating(model):
         truth = model(x)
         torch.testing.assert_close(cut.run(x), truth)
         for layer in cut.layers:
@@ -73,7 +73,7 @@ def test_the_rest_with_an_ablated_unit_equals_the_whole_network_with_a_hook():
         for layer, n in cut.layers.items():
             masks = plain.mask(cut.layers, [(layer, n - 1)])
             zero = plain.constants(model, x, cut.layers)
-            with units.evaluating(model):
+            with evaluation.evaluating(model):
                 found = cut.start(x, [layer])(without_last_unit)
                 torch.testing.assert_close(found, plain.logits(model, x, plain.clamped(masks, zero)))
 
@@ -87,7 +87,7 @@ def test_a_model_that_cannot_be_traced_is_hooked_with_one_warning():
     assert len(seen) == 1
     other = units.Cut(traced, x)
     assert cut.layers == other.layers == {"relu": 9, "relu_1": 9}
-    with units.evaluating(hooked), units.evaluating(traced):
+    with evaluation.evaluating(hooked), evaluation.evaluating(traced):
         for layer in cut.layers:
             one, two = (c.start(x, [layer])(lambda name, h: 0.5 * h) for c in (cut, other))
             torch.testing.assert_close(one, two)
@@ -147,3 +147,17 @@ def test_models_that_are_none():
         units.unit_layers(lambda x: x, torch.randn(2, 3))
     with pytest.raises(ValueError, match="model: expected a classifier"):
         units.unit_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(2, 3, 8, 8))
+
+
+def test_the_source_of_a_layer_is_on_its_branch_not_on_the_shortcut():
+    x = torch.randn(2, 3, 32, 32)
+    model = models.resnet50(10, width=0.125)
+    cut = units.Cut(model, x)
+    assert cut.source("layer1.0.relu_2") is model.layer1[0].conv3
+    assert cut.source("layer1.0.relu") is model.layer1[0].conv1
+    assert cut.source("layer4.2.relu_2") is model.layer4[2].conv3
+    with pytest.warns(UserWarning, match="hooks"):
+        hooked = units.Cut(networks.Untraceable(), torch.randn(2, 3, 2, 2))
+    assert isinstance(hooked.source("relu"), nn.Linear)
+    with pytest.raises(ValueError, match="layers: found no"):
+        units.Cut(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(12, 3)), torch.randn(2, 3, 2, 2)).source("1")

@@ -1,0 +1,82 @@
+"""What every analysis asks of its input, and how logits are scored."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module):
+    """Eval mode without gradients; every module's own mode is restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def check_images(x: torch.Tensor, argument: str = "x") -> torch.Tensor:
+    """Images (N, ...) of a floating type, finite, at least one; else a ValueError that names the argument."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim < 2:
+        kind = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(f"{argument}: expected a floating-point tensor of images (N, ...), got {kind}")
+    if len(x) == 0:
+        raise ValueError(f"{argument}: expected at least one image, got none")
+    if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():  # a sum is faster, but may overflow
+        raise ValueError(f"{argument}: expected finite numbers, found NaN or infinity")
+    return x
+
+
+def check_labels(y: torch.Tensor, n: int, classes: int | None = None) -> torch.Tensor:
+    """n integer labels in [0, classes), at least two different ones; as int64."""
+    if not isinstance(y, torch.Tensor) or y.ndim != 1 or y.dtype == torch.bool or y.dtype.is_floating_point:
+        kind = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
+        raise ValueError(f"y: expected a tensor of integer labels (N,), got {kind}")
+    if len(y) != n:
+        raise ValueError(f"y: expected {n} labels, one an image, got {len(y)}")
+    if n and (y.min() < 0 or (classes is not None and y.max() >= classes)):
+        raise ValueError(f"y: expected labels from 0 to {(classes or math.inf) - 1}, got {y.min()} to {y.max()}")
+    if len(y.unique()) < 2:
+        raise ValueError("y: expected images of at least two classes, got one")
+    return y.long()
+
+
+def check_integer(argument: str, number, low: int) -> int:
+    """An integer >= low."""
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < low:
+        raise ValueError(f"{argument}: expected an integer >= {low}, got {number!r}")
+    return int(number)
+
+
+def image_scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of every image the cross-entropy in nats, whether it is correct and, from 100 classes on, whether the label is
+    among the first five: (2 or 3, ..., N) for logits (..., N, classes) and labels (N,)."""
+    label = logits.gather(-1, y.expand(logits.shape[:-1])[..., None]).squeeze(-1)
+    largest = logits.amax(-1)
+    top = logits == largest[..., None]
+    # Among equal logits the first counts; looking for it takes as long as all the rest, and it is seldom needed.
+    correct = label == largest if top.count_nonzero() == largest.numel() else top.byte().argmax(-1) == y
+    loss = (logits - largest[..., None]).exp_().sum(-1).log_().add_(largest).sub_(label)
+    found = [loss, correct.to(loss.dtype)]
+    if logits.shape[-1] >= 100:
+        found.append((logits.topk(5, dim=-1).indices == y[:, None]).any(-1).to(loss.dtype))
+    return torch.stack(found)
+
+
+def scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """`image_scores` summed over images: (..., 2 or 3) float64 for logits (..., N, classes) and labels (N,)."""
+    return image_scores(logits, y).sum(-1, dtype=torch.float64).movedim(0, -1)
+
+
+def score_columns(sums: torch.Tensor, n: int) -> dict[str, list[float]]:
+    """Columns loss, accuracy (and accuracy_top5) of a table from `scores` summed over n images, (rows, 2 or 3)."""
+    names = ("loss", "accuracy", "accuracy_top5")
+    return dict(zip(names, (sums / n).T.cpu().tolist(), strict=False))

@@ -1,0 +1,259 @@
+"""A model as a program that can be run in part: traced by torch.fx or, where that fails, through forward hooks.
+
+Both kinds name a model's layers, run all that does not depend on some of them (`start`) and, from there, the rest with
+edited activations as often as one likes (`Tail`). A traced one also tells whether what lies above a layer is a plain
+chain of operations (`chain`). Layers carry torchvision's feature-extraction names ("relu1", "layer1.0.relu_1").
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+import sys
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+NONLINEARITIES = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Softplus, nn.Hardswish, nn.Hardtanh, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh),
+)
+FUNCTIONS = {kind.__name__.lower() for kind in NONLINEARITIES} | {"leaky_relu", "relu_", "leaky_relu_", "elu_"}
+MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+INPLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv")
+
+Edit = Callable[[str, torch.Tensor], torch.Tensor]  # (layer, activation) -> another activation of that shape
+
+
+@dataclass
+class Tail:
+    """The rest of a network for one block of images; called with an edit of its layers, it gives logits (N, classes).
+
+    `h` holds the activations of those layers that no other of them feeds, from a traced network.
+    """
+
+    run: Callable[[Edit | None], torch.Tensor]
+    h: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __call__(self, edit: Edit | None = None) -> torch.Tensor:
+        return self.run(edit)
+
+
+@dataclass
+class Step:
+    """One operation of a chain; `run` maps the result of the one before it to its own, of this shape an image."""
+
+    name: str
+    shape: torch.Size
+    module: nn.Module | None
+    function: str  # name of the function or method, if it is no module
+    args: tuple
+    run: Callable[[torch.Tensor], torch.Tensor]
+
+
+def program(model: nn.Module, sample: torch.Tensor) -> tuple[Graph | Hooks, dict, torch.Tensor]:
+    """(how to run it, {layer: (shape, is a nonlinearity)}, logits); the graph is used where it repeats the model."""
+    truth = model(sample)
+    try:
+        graph = Graph(model)
+        outputs, logits = graph.outputs(sample)
+        if torch.allclose(logits, truth, atol=1e-5, equal_nan=True):
+            return graph, outputs, logits
+        reason = "its traced graph gives other logits"
+    except Exception as error:  # torch.fx raises many kinds for code it cannot trace
+        reason = str(error).partition("\n")[0] or type(error).__name__
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals["__name__"].startswith(__package__):
+        frame, level = frame.f_back, level + 1
+    warning = f"the model is measured through hooks, which is slower: it cannot be traced ({reason})"
+    warnings.warn(warning, stacklevel=level)
+    hooks = Hooks(model)
+    return hooks, *hooks.outputs(sample)
+
+
+class Graph:
+    """A model as a torch.fx graph without in-place operations, run node by node."""
+
+    def __init__(self, model: nn.Module):
+        import torchvision
+        from torchvision.models.feature_extraction import NodePathTracer
+
+        tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops))
+        self.model, graph = model, tracer.trace(model)
+        self.modules = dict(model.named_modules())
+        earlier = set()
+        for node in graph.nodes:
+            earlier.add(node)
+            if self._make_pure(node):  # what follows shall see the result, as if its argument had been overwritten
+                node.args[0].replace_all_uses_with(node, lambda user: user not in earlier)
+        for node in reversed(graph.nodes):
+            if not node.users and node.op not in ("placeholder", "output"):
+                graph.erase_node(node)
+        self.names = tracer.node_to_qualname
+        *self.nodes, output = graph.nodes
+        self.input, self.result = self.nodes[0], output.args[0]
+
+    def _make_pure(self, node) -> bool:
+        """Let an in-place operation return a new tensor; False if it was none."""
+        target, name = node.target, getattr(node.target, "__name__", "")
+        if node.op == "call_module" and getattr(self.model.get_submodule(target), "inplace", False):
+            self.modules[target] = copy.copy(self.modules[target])
+            self.modules[target].inplace = False
+        elif node.op == "call_method" and target.endswith("_") and not target.endswith("__"):
+            node.target = target[:-1]
+        elif node.op == "call_function" and name in INPLACE_OPERATORS:
+            node.target = getattr(operator, name[1:])
+        elif node.op == "call_function" and name.endswith("_") and hasattr(F, name[:-1]):
+            node.target = getattr(F, name[:-1])
+        elif node.op == "call_function" and node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+        elif node.op == "call_function" and name in FUNCTIONS and node.args[-1] is True:  # F.relu(x, True)
+            node.args = node.args[:-1]
+        else:
+            return False
+        return True
+
+    def _call(self, node, env):
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+        if node.op == "call_module":
+            return self.modules[node.target](*args, **kwargs)
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        return operator.attrgetter(node.target)(self.model)  # get_attr
+
+    def _execute(self, nodes, env, keep, layers=(), edit=None) -> None:
+        """Run `nodes` in `env`, a dict of node to value; values that nothing needs any more are let go."""
+        last = {argument: node for node in nodes for argument in node.all_input_nodes}
+        for node in nodes:
+            env[node] = self._call(node, env)
+            if edit is not None and self.names.get(node) in layers:
+                env[node] = edit(self.names[node], env[node])
+            for argument in node.all_input_nodes:
+                if last[argument] is node and argument not in keep:
+                    del env[argument]
+
+    def outputs(self, sample: torch.Tensor) -> tuple[dict[str, tuple[torch.Size, bool]], torch.Tensor]:
+        """Shape of one image's activation of every layer, and whether it is a nonlinearity; and the logits."""
+        env = {self.input: sample}
+        self._execute(self.nodes[1:], env, keep=self.nodes)
+        self.shapes = {n: v.shape[1:] for n, v in env.items() if isinstance(v, torch.Tensor) and v.ndim > 1}
+        inner = [node for node in self.nodes[1:] if node in self.shapes and node is not self.result]
+        self.by_name = {self.names[node]: node for node in inner}
+        steps = {name: self._step(node, None) for name, node in self.by_name.items()}
+        found = {
+            n: (s.shape, isinstance(s.module, NONLINEARITIES) or s.function in FUNCTIONS) for n, s in steps.items()
+        }
+        return found, env[self.result]
+
+    def start(self, x: torch.Tensor, layers: Collection[str]) -> Tail:
+        """Run all that does not depend on `layers`."""
+        cuts, above = {self.by_name[name] for name in layers}, set()
+        roots = set()  # cut, and fed by no other cut
+        for node in self.nodes:
+            if not above.isdisjoint(node.all_input_nodes):
+                above.add(node)
+            elif node in cuts:
+                roots.add(node)
+                above.add(node)
+        rest = [node for node in self.nodes if node in above - roots]
+        below = [node for node in self.nodes[1:] if node not in above - roots]
+        needed = {argument for node in rest for argument in node.all_input_nodes} | roots
+        env = {self.input: x}
+        self._execute(below, env, needed)
+
+        def run(edit):
+            now = dict(env)
+            if edit is not None:
+                now |= {root: edit(self.names[root], env[root]) for root in roots}
+            self._execute(rest, now, {self.result}, layers, edit)
+            return now[self.result]
+
+        return Tail(run, {self.names[root]: env[root] for root in roots})
+
+    def chain(self, layer: str) -> list[Step]:
+        """The operations from `layer` to the logits if each takes what the one before it gives alone; else none."""
+        node, steps = self.by_name[layer], []
+        while node is not self.result:
+            source, node = node, next(iter(node.users))
+            if len(source.users) > 1 or node.all_input_nodes != [source]:
+                return []
+            steps.append(self._step(node, source))
+        return steps
+
+    def source(self, layer: str) -> nn.Module | None:
+        """The convolution or linear layer that makes the channels of `layer`; of a sum, the first argument counts."""
+        node = self.by_name[layer]
+        channels = self.shapes[node][0]
+        while node.all_input_nodes:
+            node = node.all_input_nodes[0]
+            module = self.modules[node.target] if node.op == "call_module" else None
+            if isinstance(module, MIXING) and len(module.weight) == channels:
+                return module
+        return None
+
+    def _step(self, node, source) -> Step:
+        module = self.modules[node.target] if node.op == "call_module" else None
+        function = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        run = lambda value: self._call(node, {source: value})  # noqa: E731
+        return Step(self.names.get(node), self.shapes.get(node), module, function, node.args[1:], run)
+
+
+class Hooks:
+    """A model run as it is, with forward hooks on its modules; "the rest" is the whole of it, every time."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def _forward(self, x, edit):
+        """Run the model; `edit(name, module, output)` gives what stands for the output of each call of each module."""
+        calls: dict[str, int] = {}
+
+        def hook(name, module, _, output):
+            calls[name] = calls.get(name, -1) + 1
+            return edit(f"{name}_{calls[name]}" if calls[name] else name, module, output)
+
+        modules = [(name, module) for name, module in self.model.named_modules() if name]
+        handles = [module.register_forward_hook(partial(hook, name)) for name, module in modules]
+        try:
+            return self.model(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def outputs(self, sample):
+        found, last, mixing = {}, {}, {}
+        self.sources: dict[str, nn.Module | None] = {}
+
+        def record(name, module, output):
+            if isinstance(output, torch.Tensor) and output.ndim >= 2:
+                found[name] = output.shape[1:], isinstance(module, NONLINEARITIES)
+                last[name] = output
+                if isinstance(module, MIXING):
+                    mixing[len(module.weight)] = module
+                self.sources[name] = mixing.get(output.shape[1])
+            return output
+
+        logits = self._forward(sample, record)
+        return {name: entry for name, entry in found.items() if last[name] is not logits}, logits
+
+    def start(self, x, layers) -> Tail:
+        # An in-place module changes its input, and an edit must not reach back into it: hence the clone.
+        def run(edit):
+            return self._forward(x, lambda name, _, h: edit(name, h.clone()) if edit and name in layers else h)
+
+        return Tail(run)
+
+    def chain(self, layer) -> list[Step]:
+        return []
+
+    def source(self, layer) -> nn.Module | None:
+        """The last convolution or linear layer before `layer` with as many channels."""
+        return self.sources[layer]
