@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=print_report)
 
     stored = commands.add_parser("store", help="look after the stored networks and tables")
-    stored.add_argument("action", choices=("ls", "verify"))
+    stored.add_argument("action", choices=("ls", "verify", "gc"), help="gc: what no notebook asks for, with any preset")
+    stored.add_argument("--yes", action="store_true", help="gc: remove it, too")
     stored.set_defaults(run=look_after_store)
 
     export = commands.add_parser("export", help="write the tables behind a figure's panels as CSV")
@@ -239,12 +240,12 @@ def write_scorecard(preset: str) -> None:
 
     verdicts = [verdict for name in NAMES for verdict in notebooks.record(name, preset)["verdicts"]]
     folder = store.figures(preset)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scorecard.json").write_text(json.dumps(verdicts, indent=1, ensure_ascii=False) + "\n")
+    content = json.dumps(verdicts, indent=1, ensure_ascii=False) + "\n"
+    store.write_whole(folder / "scorecard.json", content.encode())
     title = (
         f"# Scorecard, preset {preset}\n\nRules: fixed before any network was trained; intervals: 95 % bootstrap.\n\n"
     )
-    (folder / "scorecard.md").write_text(title + scorecard(verdicts) + "\n")
+    store.write_whole(folder / "scorecard.md", (title + scorecard(verdicts) + "\n").encode())
 
 
 def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
@@ -253,7 +254,7 @@ def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
 
     networks, tables = {}, 0
     for name in tqdm(names, desc="reading notebooks", leave=False):
-        missing = [found for _, _, found in replay(name, parameters[name]) if isinstance(found, Missing)]
+        missing = [call.table for call in replay(name, parameters[name]) if isinstance(call.table, Missing)]
         new = dict.fromkeys(recipe for m in missing for recipe in m.networks if recipe not in networks)
         count = sum(len(m.tables) for m in missing)
         print(f"{name:6} {len(new):4} networks to train, {count:4} tables to measure")
@@ -278,7 +279,7 @@ def write_tables(options) -> int:
 
     options.out.mkdir(parents=True, exist_ok=True)
     calls = replay(options.name, chosen([options.name], options.preset)[options.name])
-    for panel, analysis, table in calls:
+    for panel, analysis, table, _ in calls:
         if isinstance(table, Missing):
             print(f"{options.name}{panel} {analysis}: {table}")
         else:
@@ -320,7 +321,8 @@ def write_site(options) -> int:
 
 
 def look_after_store(options) -> int:
-    """repro store ls | verify: what each file is; whether all are whole, and which tables have lost their network."""
+    """repro store ls | verify | gc: what each file is; whether all are whole; which ones nothing refers to any more."""
+    referred = notebooks.referred() if options.action == "gc" else None  # before anything is read: it may refuse
     sound, damaged = [], 0
     for path in store.paths():
         try:
@@ -331,19 +333,60 @@ def look_after_store(options) -> int:
     if options.action == "ls":
         for entry in sound:
             print(_described(entry))
-        return 1 if damaged else 0
-    recipes = [(json.dumps(entry.origin["recipe"], sort_keys=True), entry.path.suffix) for entry in sound]
-    there = {recipe for recipe, suffix in recipes if suffix == ".safetensors"}
-    alone = [recipe for recipe, suffix in recipes if suffix == ".parquet" and recipe not in there]
-    print(f"{len(sound)} files whole, {damaged} damaged")
-    if alone:
-        print(f"{len(alone)} tables whose network is not kept here ; --fresh trains it again")
+    elif options.action == "gc":
+        _remove([entry for entry in sound if entry not in referred], options.yes)
+    else:
+        print(f"{len(sound)} files whole, {damaged} damaged")
+        _count_orphans(sound)
     return 1 if damaged else 0
+
+
+def _count_orphans(entries: list[store.Entry]) -> None:
+    recipes = [(json.dumps(entry.origin["recipe"], sort_keys=True), entry.path.parent.name) for entry in entries]
+    there = {recipe for recipe, folder in recipes if folder == "checkpoints"}
+    alone = [recipe for recipe, folder in recipes if folder == "results" and recipe not in there]
+    if alone:
+        print(f"{len(alone)} tables whose network is not kept here; --fresh trains it again")
+
+
+def _remove(entries: list[store.Entry], for_good: bool) -> None:
+    """Say which files nothing refers to, and remove them `for_good`, except where somebody works on that network."""
+    for entry in entries:
+        print(_described(entry))
+    leftovers = store.leftovers()
+    for path in leftovers:
+        print(f"{path.name}  left by a process that was killed")
+    files = [entry.path for entry in entries] + leftovers
+    total = sum(path.stat().st_size for path in files) / 1e6
+    if not for_good:
+        print(f"{len(files)} files, {total:.1f} MB; nothing is removed without --yes")
+        return
+    removed = 0
+    for entry in entries:
+        with store.lock(_key(entry), wait=False) as mine:
+            if mine:
+                entry.path.unlink(missing_ok=True)
+            else:
+                print(f"{entry.path.name} is left: its network is being trained or measured")
+            removed += mine
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    print(f"{removed + len(leftovers)} of {len(files)} files removed")
+
+
+def _key(entry: store.Entry) -> str:
+    """The lock of a file's network; its own name where its recipe has no meaning any more."""
+    from repro.training import Recipe
+
+    try:
+        return Recipe(**entry.origin["recipe"]).key
+    except (TypeError, ValueError):
+        return entry.path.stem
 
 
 def _described(entry) -> str:
     """One line on a file: its name and size, what it holds, and the recipe's fields that are set."""
-    kind = entry.origin.get("analysis", "network")
+    kind = entry.origin.get("analysis", "state of training" if entry.path.parent.name == "work" else "network")
     at = f" epoch {entry.origin['epoch']}" if "epoch" in entry.origin else ""
     what = " ".join(f"{name}={value}" for name, value in entry.origin["recipe"].items() if value is not None)
     return f"{entry.path.name}  {entry.path.stat().st_size / 1000:8.1f} kB  {kind}{at}  {what}"

@@ -12,7 +12,7 @@ import os
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ TORCHVISION = {  # its class, and the files that it looks for
     "fashion_mnist": ("FashionMNIST", f"FashionMNIST/raw/{IDX}"),
     "cifar10": ("CIFAR10", "cifar-10-batches-py/"),
 }
+MOST_PIXELS, MOST_BYTES = 2**24, 2**26  # of one image: larger ones, and files that unpack to more, are refused
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp")
 DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "data" / "raw"
 
@@ -170,6 +171,8 @@ def _read_split(path: Path):
     for file, label, read in sorted(files, key=lambda entry: entry[0]):
         try:
             with Image.open(io.BytesIO(read())) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise OSError(f"it has {image.width}×{image.height} pixels, more than {MOST_PIXELS}")
                 pixels = np.asarray(image.convert("RGB"))
         except damage as error:
             raise ValueError(f"name: cannot read image {file} in {path}: {error}") from error
@@ -190,15 +193,25 @@ def _tree_files(path: Path):
 
 
 def _zip_files(path: Path):
-    # Members are read in place and never unpacked, so a name with ".." leads nowhere.
+    # Members are read in place and never written anywhere; a name with ".." is somebody's trick all the same.
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"name: cannot read {path}: {error}") from error
-    for name in archive.namelist():
-        parts = Path(name).parts
-        if len(parts) >= 2 and Path(name).suffix.lower() in SUFFIXES:
-            yield name, parts[-2], functools.partial(archive.read, name)
+    for member in archive.infolist():
+        parts = PurePosixPath(member.filename.replace("\\", "/")).parts
+        if ".." in parts or parts[:1] == ("/",):
+            raise ValueError(f"name: refused {path}: {member.filename!r} leads out of it")
+        if len(parts) >= 2 and PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES:
+            yield member.filename, parts[-2], functools.partial(_unpack, archive, member)
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """The content of a file in a zip; never more than it declares, and never much."""
+    if member.file_size > MOST_BYTES or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"expected at most {MOST_BYTES} bytes, stored or deflated")  # others unpack unbounded
+    with archive.open(member) as file:
+        return file.read(member.file_size)
 
 
 def shuffle_labels(y: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:

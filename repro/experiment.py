@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -141,12 +142,7 @@ def measure(
     Missing
         With compute="nothing".
     """
-    recipes = list(dict.fromkeys(recipes))
-    epochs = None if epochs is None else list(dict.fromkeys(epochs))
-    _check(analysis, recipes, split, epochs, images, compute, jobs, options)
-    wanted = [
-        _Wanted(analysis, recipe, split, epoch, images, options) for recipe in recipes for epoch in epochs or [None]
-    ]
+    wanted = _list(analysis, recipes, split, epochs, images, compute, jobs, **options)
     tables = {w: store.read_table(w.path, w.origin) for w in wanted}
     missing = [w for w, table in tables.items() if table is None]
     if missing and compute == "nothing":
@@ -158,6 +154,25 @@ def measure(
     origins = pd.DataFrame([w.columns() for w in tables])
     origins = origins.loc[np.repeat(np.arange(len(rows)), rows)].reset_index(drop=True)
     return pd.concat([origins, pd.concat(tables.values(), ignore_index=True)], axis=1)
+
+
+def files(*arguments, **options) -> list[Path]:
+    """The files that `measure` with these arguments reads or makes: tables and networks, also as they were at the end."""
+    wanted = _list(*arguments, **options)
+    networks = {store.network_path(w.recipe.key, epoch): None for w in wanted for epoch in (w.epoch, None)}
+    return [*(w.path for w in wanted), *networks]
+
+
+def _list(
+    analysis, recipes, split="train", epochs=None, images=None, compute="missing", jobs=None, **options
+) -> list[_Wanted]:
+    """What a call of `measure` asks for, its arguments checked."""
+    recipes = list(dict.fromkeys(recipes))
+    epochs = None if epochs is None else list(dict.fromkeys(epochs))
+    _check(analysis, recipes, split, epochs, images, compute, jobs, options)
+    return [
+        _Wanted(analysis, recipe, split, epoch, images, options) for recipe in recipes for epoch in epochs or [None]
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -422,11 +437,15 @@ def _write(recipe: Recipe, epoch: int | None, model: nn.Module, start: float) ->
 
 
 def _read(recipe: Recipe, epoch: int | None) -> nn.Module | None:
-    tensors = store.read_tensors(store.network_path(recipe.key, epoch), _origin(recipe, epoch))
+    path = store.network_path(recipe.key, epoch)
+    tensors = store.read_tensors(path, _origin(recipe, epoch))
     if tensors is None:
         return None
     model = build(recipe)
-    model.load_state_dict({name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()})
+    try:
+        model.load_state_dict({name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()})
+    except RuntimeError as error:  # a whole file, but of another network
+        raise store.damaged(path, error) from error
     return model.eval().requires_grad_(False)
 
 

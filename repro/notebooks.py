@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 import tempfile
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
 from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
 
 from repro import store
 
@@ -21,11 +25,15 @@ class Refused(Exception):
 
 def read(name: str):
     """A figure's notebook; refuses names that are none."""
-    import nbformat
-
     path = FOLDER / f"{name}.ipynb"
     if name not in NAMES or not path.exists():
         raise Refused(f"unknown notebook {name!r}; expected some of {' '.join(NAMES)}")
+    return _parse(path)
+
+
+def _parse(path: Path):
+    import nbformat
+
     return nbformat.read(path, as_version=4)
 
 
@@ -39,30 +47,32 @@ def defaults(notebook) -> dict:
     }
 
 
+def presets() -> list[str]:
+    return sorted(file.stem for file in (FOLDER / "presets").glob("*.yaml"))
+
+
 def chosen(names: list[str], preset: str, given: list[list[str]] = ()) -> dict[str, dict]:
     """Parameters each notebook is to be run with: those of the preset and of the command line that differ from its own.
 
     Names that no notebook knows and values of another type are refused here, before any kernel starts.
     """
-    import yaml
-
     path = FOLDER / "presets" / f"{preset}.yaml"
     if not path.exists():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise Refused(f"unknown preset {preset!r}; expected one of {known}")
+        raise Refused(f"unknown preset {preset!r}; expected one of {', '.join(presets())}")
     everywhere = {name: defaults(read(name)) for name in NAMES}
     here = {name: everywhere[name] if name in everywhere else defaults(read(name)) for name in names}
-    from_preset = yaml.safe_load(path.read_text())
-    from_user = {name: yaml.safe_load(value) for name, value in given}
+    from_preset = _load_yaml(path.name, path.read_text(encoding="utf-8"))
+    if not isinstance(from_preset, dict):
+        raise Refused(f"{path.name}: expected a line `name: value` for each parameter, got {from_preset!r}")
+    from_user = {name: _load_yaml(f"-p {name}", value) for name, value in given}
     for source, values, books in ((path.name, from_preset, everywhere), ("-p", from_user, here)):
         for parameter, value in values.items():
             found = [book[parameter] for book in books.values() if parameter in book]
             if not found:
                 known = sorted({name for book in books.values() for name in book})
                 raise Refused(f"unknown parameter {parameter!r} in {source}; expected some of {', '.join(known)}")
-            if not _same_type(value, found[0]):
-                kind = type(found[0]).__name__
-                raise Refused(f"parameter {parameter!r} in {source}: expected {kind} like {found[0]!r}, got {value!r}")
+            if expected := _unlike(value, found[0]):
+                raise Refused(f"parameter {parameter!r} in {source}: expected {expected}, got {value!r}")
     wanted = from_preset | from_user
     return {
         name: {p: wanted[p] for p, value in book.items() if p in wanted and wanted[p] != value}
@@ -70,10 +80,46 @@ def chosen(names: list[str], preset: str, given: list[list[str]] = ()) -> dict[s
     }
 
 
-def _same_type(value, default) -> bool:
-    if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return default is None or type(value) is type(default)
+def _load_yaml(source: str, text: str):
+    """A value written in YAML: plain values, no tags and no anchors (a few lines of which unpack to gigabytes)."""
+    import yaml
+
+    try:
+        if any(getattr(event, "anchor", None) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise Refused(f"{source}: expected plain values, found an anchor")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Refused(f"{source} is no YAML of plain values: {' '.join(str(error).split())}") from error
+
+
+def _unlike(value, default) -> str:
+    """What was expected of a parameter's value, by the example of its default; nothing where it fits."""
+    kind = type(default)
+    if kind is dict and "dataset" in default:
+        return _no_recipe(value)
+    if kind is list and default and isinstance(value, list):
+        numbers = all(type(element) in (int, float) for element in default)
+        example = float(default[0]) if numbers and float in map(type, default) else default[0]
+        wrong = [expected for element in value if (expected := _unlike(element, example))]
+        return f"a list of values, each {wrong[0]}" if wrong else "" if value else "a list that is not empty"
+    if kind is float:
+        fits = type(value) in (int, float) and math.isfinite(value)
+    elif kind is int:
+        fits = type(value) is int and value >= min(default, 1)
+    else:
+        fits = default is None or type(value) is kind
+    return "" if fits else f"{kind.__name__} like {default!r}"
+
+
+def _no_recipe(value) -> str:
+    """What is wrong with fields of a recipe."""
+    from repro.training import Recipe
+
+    try:
+        Recipe(**value)
+    except (TypeError, ValueError) as error:
+        return f"the fields of a Recipe ({error})"
+    return ""
 
 
 @contextmanager
@@ -95,28 +141,32 @@ def record(name: str, preset: str) -> dict:
     return json.loads(path.read_text()) if path.exists() else {"panels": {}, "missing": {}, "verdicts": []}
 
 
-def replay(name: str, parameters: dict) -> list[tuple[str, str, object]]:
-    """Run a notebook's code in this process without computing anything.
+class Call(NamedTuple):
+    """A call of `measure`; in place of a table that the store lacks, the `Missing` that says what it takes."""
 
-    Returns
-    -------
-    list of (panel, analysis, table)
-        One a call of `measure`; in place of a table that the store lacks, the `Missing` that says what it takes.
-    """
+    panel: str
+    analysis: str
+    table: object
+    files: list[Path]
+
+
+def replay(name: str, parameters: dict) -> list[Call]:
+    """Run a notebook's code in this process without computing anything; its calls of `measure`."""
     from repro import experiment
 
-    calls: list[tuple[str, str, object]] = []
+    calls: list[Call] = []
     space: dict = {"__name__": name}
     whole = experiment.measure
 
     def recorded(analysis, *arguments, **options):
         panel = getattr(space.get("figure"), "_panel", None) or ""
+        files = experiment.files(analysis, *arguments, **options)
         try:
             table = whole(analysis, *arguments, **options | {"compute": "nothing"})
         except experiment.Missing as missing:
-            calls.append((panel, analysis, missing))
+            calls.append(Call(panel, analysis, missing, files))
             raise
-        calls.append((panel, analysis, table))
+        calls.append(Call(panel, analysis, table, files))
         return table
 
     experiment.measure = recorded
@@ -130,3 +180,64 @@ def replay(name: str, parameters: dict) -> list[tuple[str, str, object]]:
     finally:
         experiment.measure = whole
     return calls
+
+
+# What may be thrown away ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Referred:
+    """What the notebooks ask of the store, with any preset.
+
+    Attributes
+    ----------
+    files : set of str
+        Names of tables and networks.
+    networks : list of dict
+        Fields of recipes. Everything made from such recipes counts: where a panel lacks a table, what it would ask for
+        after that cannot be seen; and the interactive diagrams use their networks as they like.
+    """
+
+    files: set[str] = field(default_factory=set)
+    networks: list[dict] = field(default_factory=list)
+
+    def __contains__(self, entry: store.Entry) -> bool:
+        recipe = entry.origin["recipe"]
+        described = any(
+            all(recipe.get(name) == value for name, value in network.items() if name in recipe)
+            for network in self.networks
+        )
+        return described or entry.path.name in self.files
+
+
+def referred() -> Referred:
+    """Look through all notebooks with all presets; refuses where one of them fails, as the rest of it remains unseen."""
+    from tqdm import tqdm
+
+    from repro.experiment import Missing
+
+    found = Referred()
+    others = sorted(path for path in FOLDER.glob("*.ipynb") if path.stem not in NAMES)
+    for path in others:
+        found.networks += _networks(defaults(_parse(path)))
+    runs = [(name, preset) for preset in presets() for name in NAMES]
+    for name, preset in tqdm(runs, desc="reading notebooks", leave=False):
+        parameters = chosen([name], preset)[name]
+        try:
+            calls = replay(name, parameters)
+        except Exception as error:
+            what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise Refused(f"cannot tell what {name} with preset {preset} refers to: {what}") from error
+        found.files |= {file.name for call in calls for file in call.files}
+        if any(isinstance(call.table, Missing) for call in calls):
+            found.networks += _networks(defaults(read(name)) | parameters)
+    return found
+
+
+def _networks(parameters: dict) -> list[dict]:
+    """Those parameters that describe networks, as a stored recipe would have it."""
+    from repro.training import Recipe
+
+    networks = [value for value in parameters.values() if isinstance(value, dict) and "dataset" in value]
+    whole = [json.loads(Recipe(**network).to_json()) for network in networks]
+    return [{name: recipe[name] for name in network} for network, recipe in zip(networks, whole, strict=True)]

@@ -121,8 +121,7 @@ def write(preset: str = "digits", path: Path | None = None) -> Path:
         states=json.dumps(states).replace("</", "<\\/"),
         script=(HERE / "page.js").read_text(),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    store.write_whole(path, page.encode())
     return path
 
 

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 
@@ -34,6 +36,7 @@ HERE = Path(__file__).resolve().parents[1]
 FORMAT = "1"
 SEAL = b"repro-sha256:"
 BLANK = b"0" * 64
+LARGEST = 2**26  # cells of a table, and bytes that its columns unpack to: no measurement comes near, a bomb goes beyond
 
 
 class Damaged(Exception):
@@ -47,6 +50,8 @@ def root() -> Path:
 
 def figures(preset: str) -> Path:
     """Where the pictures of a preset go: a folder of REPRO_FIGURES, by default of ``figures`` beside the library."""
+    if not isinstance(preset, str) or not re.fullmatch(r"\w[\w.-]*", preset):
+        raise ValueError(f"preset: expected a name of letters and digits, got {preset!r}")
     return Path(os.environ.get("REPRO_FIGURES") or HERE / "figures") / preset
 
 
@@ -101,7 +106,10 @@ def read_tensors(path: Path, origin: dict) -> dict[str, torch.Tensor] | None:
     if content is None:
         return None
     _compare(path, _parse_header(path, content), origin)
-    return parse_tensors(content)
+    try:
+        return parse_tensors(content)
+    except (SafetensorError, KeyError) as error:  # KeyError: a type of numbers that torch has not
+        raise damaged(path, error) from error
 
 
 def write_table(path: Path, table: pd.DataFrame, origin: dict, made: dict | None = None) -> None:
@@ -120,7 +128,24 @@ def read_table(path: Path, origin: dict) -> pd.DataFrame | None:
     if content is None:
         return None
     _compare(path, _parse_header(path, content), origin)
-    return pq.ParquetFile(pa.BufferReader(content)).read().to_pandas()
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        _check_size(path, file)
+        return file.read().to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, error) from error
+
+
+def _check_size(path: Path, file: pq.ParquetFile) -> None:
+    """Refuse what no analysis writes, before it is unpacked: other than flat columns, and tables of enormous size."""
+    metadata, schema = file.metadata, file.schema_arrow
+    packed = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    if max(packed, metadata.num_rows * metadata.num_columns) > LARGEST:
+        raise damaged(path, f"it would unpack to {metadata.num_rows} rows of {metadata.num_columns} columns")
+    for column in schema:
+        flat = pa.types.is_primitive(column.type) or pa.types.is_string(column.type)
+        if not flat and not pa.types.is_null(column.type):
+            raise damaged(path, f"column {column.name!r} has type {column.type}")
 
 
 def _header(path: Path, origin: dict, made: dict | None) -> dict[str, str]:
@@ -134,20 +159,40 @@ def _header(path: Path, origin: dict, made: dict | None) -> dict[str, str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Seal `content` and let it appear under `path` in one step."""
+    """Seal `content` and write it."""
     at = content.index(SEAL) + len(SEAL)
-    content = content[:at] + hashlib.sha256(content).hexdigest().encode() + content[at + len(BLANK) :]
+    write_whole(path, content[:at] + hashlib.sha256(content).hexdigest().encode() + content[at + len(BLANK) :])
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Let `content` appear under `path` in one step: a disk that is full, or the end of the process, leaves what was there.
+
+    Raises
+    ------
+    OSError
+        Names the file, and what to do.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _explained(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # tells `leftovers` that somebody is writing
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}; free space or set REPRO_STORE") from error
 
 
@@ -162,12 +207,12 @@ def _read(path: Path) -> bytes | None:
     at = content.find(SEAL) + len(SEAL)
     blank = content[:at] + BLANK + content[at + len(BLANK) :]
     if at < len(SEAL) or hashlib.sha256(blank).hexdigest().encode() != content[at : at + len(BLANK)]:
-        raise _damaged(path, "its checksum does not fit")
+        raise damaged(path, "its checksum does not fit")
     return content
 
 
-def _parse_header(path: Path, content: bytes) -> dict[str, str]:
-    """What `_header` wrote into a file."""
+def _parse_header(path: Path, content: bytes) -> dict:
+    """What `_header` wrote into a file of that name."""
     try:
         if path.suffix == ".safetensors":
             length = int.from_bytes(content[:8], "little")
@@ -175,29 +220,34 @@ def _parse_header(path: Path, content: bytes) -> dict[str, str]:
         else:
             metadata = pq.read_metadata(pa.BufferReader(content)).metadata
             header = {name.decode(): value.decode() for name, value in metadata.items()}
-    except (ValueError, KeyError, pa.ArrowException) as error:
-        raise _damaged(path, error) from error
-    if header.get("format") != FORMAT:
-        raise _damaged(path, f"it has format {header.get('format')}, this version reads {FORMAT}")
-    return header
+        if header.get("format") != FORMAT:
+            raise damaged(path, f"it has format {header.get('format')}, this version reads {FORMAT}")
+        if header["name"] != path.name:
+            raise damaged(path, f"it was written as {header['name']}")
+        header |= {name: json.loads(header[name]) for name in ("origin", "made")}
+        if not isinstance(header["origin"]["recipe"], dict):
+            raise ValueError("no recipe")
+        return header
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, pa.ArrowException) as error:
+        raise damaged(path, f"its header cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _compare(path: Path, header: dict[str, str], origin: dict) -> None:
-    """A file must bear the name it was written under, and be made from `origin`.
+def _compare(path: Path, header: dict, origin: dict) -> None:
+    """A file must be made from `origin`.
 
     A field of a recipe that the file does not know yet is newer than the file; that it has its default value is in the
     name, the hash of those fields that differ from theirs.
     """
-    if header["name"] != path.name:
-        raise _damaged(path, f"it was written as {header['name']}")
-    found = json.loads(header["origin"])
+    found = header["origin"]
     recipe = {name: value for name, value in origin["recipe"].items() if name in found["recipe"]}
     if found != origin | {"recipe": recipe}:
-        raise _damaged(path, f"it was made from {json.dumps(found)}, its name stands for {json.dumps(origin)}")
+        raise damaged(path, f"it was made from {json.dumps(found)}, its name stands for {json.dumps(origin)}")
 
 
-def _damaged(path: Path, reason) -> Damaged:
-    return Damaged(f"{path}: not used, {reason}; delete the file and run again to make it anew")
+def damaged(path: Path, reason) -> Damaged:
+    """The error that says why a file is not used, and what to do."""
+    line = " ".join(str(reason).split())
+    return Damaged(f"{path}: not used, {line}; delete the file and run again to make it anew")
 
 
 # Locks, and what there is ---------------------------------------------------------------------------------------------
@@ -210,8 +260,10 @@ def lock(key: str, wait: bool = True) -> Iterator[bool]:
     The operating system lets go of the lock when its process ends, however it ends.
     """
     path = root() / "work" / f"{key}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -221,8 +273,19 @@ def lock(key: str, wait: bool = True) -> Iterator[bool]:
 
 
 def paths() -> list[Path]:
-    """Every network and table of the store, sorted by name."""
-    return sorted(root().glob("checkpoints/*.safetensors")) + sorted(root().glob("results/*.parquet"))
+    """Every network, table and state of training in the store, sorted by name."""
+    kinds = ("checkpoints/*.safetensors", "results/*.parquet", "work/*.safetensors")
+    return [path for kind in kinds for path in sorted(root().glob(kind))]
+
+
+def leftovers() -> list[Path]:
+    """What processes that were killed in the middle of writing a file left behind."""
+    found = []
+    for path in sorted(root().glob("*/.*.*.*")):
+        with open(path, "rb") as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found.append(path)
+    return found
 
 
 def read_entry(path: Path) -> Entry:
@@ -231,7 +294,7 @@ def read_entry(path: Path) -> Entry:
     if content is None:
         raise Damaged(f"{path}: no such file")
     header = _parse_header(path, content)
-    return Entry(path, json.loads(header["origin"]), json.loads(header["made"]))
+    return Entry(path, header["origin"], header["made"])
 
 
 @functools.cache

@@ -37,7 +37,16 @@ def figures(tmp_path, monkeypatch):
         (["figures", "fig1", "-p", "scales", "[1.0]"], "unknown parameter 'scales'"),  # fig2's, not fig1's
         (["figures", "fig1", "-p", "networks", "many"], "expected int"),
         (["figures", "fig1", "-p", "networks", "true"], "expected int"),
+        (["figures", "fig1", "-p", "networks", "0"], "expected int"),
+        (["figures", "fig1", "-p", "networks", "-4"], "expected int"),
         (["figures", "fig1", "-p", "corruptions", "0.5"], "expected list"),
+        (["figures", "fig1", "-p", "corruptions", "[]"], "not empty"),
+        (["figures", "fig1", "-p", "corruptions", "[0.0, .nan]"], "expected a list of values, each float"),
+        (["figures", "fig1", "-p", "corruptions", "[half]"], "expected a list of values, each float"),
+        (["figures", "fig1", "-p", "mlp", "{dataset: digits, colour: red}"], "'colour'"),
+        (["figures", "fig1", "-p", "mlp", "{dataset: digits, width: -3}"], "width: expected"),
+        (["figures", "fig1", "-p", "mlp", "{}"], "'dataset'"),
+        (["figures", "fig1", "-p", "orders", "[1,"], "no YAML"),
         (["figures", "fig1", "--jobs", "0"], "--jobs"),
         (["report", "--preset", "huge"], "no scorecard"),
     ],
@@ -145,6 +154,134 @@ def test_store_ls_and_verify(capsys):
     path.write_bytes(content)
     assert cli.main(["store", "verify"]) == 1
     assert "checksum" in capsys.readouterr().err
+
+
+def test_verify_names_a_renamed_file_and_a_damaged_state(capsys):
+    from repro.experiment import network
+
+    network(Recipe("digits", width=4, n_train=50, epochs=1))
+    (path,) = store.paths()
+    path.rename(path.with_stem("0123456789abcdef"))
+    state = store.state_path("k")
+    state.write_bytes(b"")
+    assert cli.main(["store", "verify"]) == 1
+    told = capsys.readouterr()
+    assert f"written as {path.name}" in told.err and f"{state}: not used" in told.err
+    assert "0 files whole, 2 damaged" in told.out
+
+
+# repro store gc -----------------------------------------------------------------------------------------------
+
+PANELS = """
+from repro import experiment, plots
+from repro.training import Recipe
+figure = plots.Figure("fig1", preset, panels="ab")
+with figure.panel("a") as ax:
+    first = experiment.measure("history", [Recipe(**net)], compute=compute)
+    plots.scatter(ax, first, "train_loss", "test_loss")
+    first.merge(experiment.measure("weights", [Recipe(**net, seed=1)], compute=compute))
+"""
+NET = {"dataset": "digits", "width": 4, "n_train": 50, "epochs": 1}
+OTHER = NET | {"width": 5}  # of the preset "other"
+
+
+@pytest.fixture
+def one_notebook(tmp_path, monkeypatch):
+    """One small notebook with two presets, in place of the real ones."""
+    folder = tmp_path / "notebooks"
+    (folder / "presets").mkdir(parents=True)
+    cells = [f'preset: str = "digits"\ncompute: str = "missing"\nnet: dict = {NET}', PANELS]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    book.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(book, folder / "fig1.ipynb")
+    (folder / "presets" / "digits.yaml").write_text("compute: missing\n")
+    (folder / "presets" / "other.yaml").write_text(f"net: {json.dumps(OTHER)}\n")
+    monkeypatch.setattr(notebooks, "FOLDER", folder)
+    monkeypatch.setattr(notebooks, "NAMES", ["fig1"])
+
+
+def stored():
+    return {path.name for path in store.paths()}
+
+
+def test_gc_removes_only_what_no_preset_refers_to_and_shows_it_first(one_notebook, figures, capsys):
+    from repro.experiment import files, measure
+
+    for net in (NET, OTHER):
+        measure("history", [Recipe(**net)])
+        measure("weights", [Recipe(**net, seed=1)])
+    referred = stored()
+    assert cli.main(["store", "gc", "--yes"]) == 0
+    assert stored() == referred and len(referred) == 8 and not figures.exists()
+    # Another network, another table of a network that counts, and what a killed process left.
+    measure("history", [Recipe(**NET, seed=2)])
+    measure("weights", [Recipe(**NET)])
+    left = store.table_path("k").with_name(".k.parquet.123")
+    left.write_bytes(b"half")
+    doomed = stored() - referred
+    assert len(doomed) == 3 and doomed <= {path.name for path in files("weights", [Recipe(**NET)])} | {
+        path.name for path in files("history", [Recipe(**NET, seed=2)])
+    }
+    capsys.readouterr()
+    assert cli.main(["store", "gc"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in {*doomed, left.name}) and not any(name in told for name in referred)
+    assert "4 files" in told and "nothing is removed without --yes" in told
+    assert stored() == referred | doomed and left.exists()
+    assert cli.main(["store", "gc", "--yes"]) == 0
+    assert stored() == referred and not left.exists()
+
+
+def test_gc_keeps_what_a_panel_may_still_ask_for(one_notebook, capsys):
+    from repro.experiment import measure
+
+    measure("weights", [Recipe(**NET, seed=1)])  # asked for after the history, which is missing
+    measure("weights", [Recipe(**NET | {"width": 6})])  # by nobody
+    assert cli.main(["store", "gc", "--yes"]) == 0
+    assert {store.read_entry(path).origin["recipe"]["width"] for path in store.paths()} == {4}
+
+
+def test_gc_leaves_what_is_damaged_or_being_worked_on(one_notebook, capsys):
+    from repro.experiment import measure
+
+    recipe = Recipe(**NET | {"width": 6})
+    measure("history", [recipe])
+    before = stored()
+    damaged = store.table_path("damaged")
+    damaged.write_bytes(b"?")
+    with store.lock(recipe.key):
+        assert cli.main(["store", "gc", "--yes"]) == 1
+    assert stored() == before | {damaged.name}
+    assert "is being trained or measured" in capsys.readouterr().out
+
+
+def test_gc_refuses_where_a_notebook_cannot_be_read_to_its_end(one_notebook, capsys):
+    book = nbformat.read(notebooks.FOLDER / "fig1.ipynb", as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell("assert 1 == 2"))
+    nbformat.write(book, notebooks.FOLDER / "fig1.ipynb")
+    assert cli.main(["store", "gc", "--yes"]) == 2
+    assert "cannot tell what fig1 with preset digits refers to" in capsys.readouterr().err
+
+
+def test_what_a_notebook_describes_covers_what_it_asks_for():
+    """So that gc is safe where tables are missing: it then goes by the networks in the parameters."""
+    for name in notebooks.NAMES:
+        parameters = notebooks.defaults(notebooks.read(name))
+        described = notebooks.Referred(networks=notebooks._networks(parameters))
+        made = []
+        init = Recipe.__post_init__
+
+        def remember(recipe, init=init, made=made):
+            init(recipe)
+            made.append(recipe)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Recipe, "__post_init__", remember)
+            calls = notebooks.replay(name, {})
+        assert calls and made
+        for recipe in made:
+            entry = store.Entry(store.network_path("k"), {"recipe": json.loads(recipe.to_json())}, {})
+            assert entry in described, f"{name}: {recipe}"
 
 
 def test_fresh_ignores_the_store_and_replaces_it_when_done(figures):

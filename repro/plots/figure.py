@@ -1,6 +1,7 @@
 """A figure of the paper: its panels, what they claim, and the files they are written to."""
 
 import contextlib
+import io
 import json
 
 import numpy as np
@@ -141,21 +142,27 @@ class Figure:
         -------
         Path of the PNG.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}.png"
         with look.house():
             boxes = self._arrange()
             for dpi in (200, 150):  # the finer one, unless it is too large to be kept with the code
-                self.figure.savefig(path, dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
-                if path.stat().st_size < MOST_BYTES:
+                picture = self._drawn("png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
+                if len(picture) < MOST_BYTES:
                     break
-            self.figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+            store.write_whole(path, picture)
+            store.write_whole(path.with_suffix(".svg"), self._drawn("svg", metadata={"Date": None}))
             for letter in self._titles:
                 self._save_panel(letter, boxes[letter])
         record = json.dumps(self._record(), indent=1, ensure_ascii=False, default=_json)
-        path.with_suffix(".json").write_text(record + "\n", encoding="utf-8")
+        store.write_whole(path.with_suffix(".json"), (record + "\n").encode())
         _show_image(path, self.figure.get_figwidth())
         return path
+
+    def _drawn(self, kind, **options):
+        """The figure as the bytes of a file."""
+        content = io.BytesIO()
+        self.figure.savefig(content, format=kind, **options)
+        return content.getvalue()
 
     def _axes_of(self, letter):
         return [self.axes[letter], *self._extra.get(letter, [])]
@@ -203,7 +210,8 @@ class Figure:
         others = [axes for axes in self.figure.axes if axes not in mine and axes.get_visible()]
         for axes in others:
             axes.set_visible(False)
-        self.figure.savefig(self.folder / f"{self.name}{letter}.svg", bbox_inches=box, metadata={"Date": None})
+        picture = self._drawn("svg", bbox_inches=box, metadata={"Date": None})
+        store.write_whole(self.folder / f"{self.name}{letter}.svg", picture)
         for axes in others:
             axes.set_visible(True)
 
