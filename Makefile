@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help figures test test-notebooks test-browser site lab notebooks clean
+.PHONY: help figures test test-notebooks test-browser bench site lab notebooks clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -32,6 +32,9 @@ test-notebooks: $(INSTALLED)  ## run every notebook against data/ and compare wh
 
 test-browser: $(INSTALLED)  ## drive the diagrams in a Chromium, over the static page and over JupyterLab
 	REPRO_BROWSER_TESTS=1 $(BIN)/python -m pytest -q tests/browser
+
+bench: $(INSTALLED)  ## time ablation and training side by side with others, write benchmarks/README.md (half an hour)
+	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.run
 
 site: $(INSTALLED)  ## write figures/site/index.html: the diagrams, the figures and the scorecard on one page
 	$(BIN)/repro site

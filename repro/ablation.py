@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate, chain
+from itertools import accumulate
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from repro.evaluation import check_images, check_integer, evaluating, image_scores, score_columns, scores
+from repro.graph import Tail
 from repro.units import Cut, Link, prepare, progress
 
 SCORED = 2**13  # images scored at once, where that takes longer to start than to do
@@ -76,10 +77,8 @@ def _single_units(cut: Cut, clamp, chains, bar, x, y) -> torch.Tensor:
         if links:
             found.append(_without_terms(links, h.pop(layer), y, intact, bar, cut.budget(links)))
         else:
-            tail = cut.start(x, [layer])
-            for mask in torch.eye(cut.layers[layer], dtype=torch.bool, device=cut.device):
-                found.append(scores(tail(_clamping({layer: mask}, clamp)), y)[None].cpu() - found[0])
-                bar.update(len(x))
+            alone = {layer: torch.eye(cut.layers[layer], dtype=torch.bool, device=cut.device)}
+            found.append(_run_ablated(cut, cut.start(x, [layer]), alone, clamp, y, bar) - found[0])
     return torch.cat(found)
 
 
@@ -195,24 +194,33 @@ def cumulative(
     return pd.DataFrame(where | score_columns(torch.cat(sums), len(x)))
 
 
-def _masks(cut: Cut, sequence, counts) -> list[dict[str, torch.Tensor]]:
-    """For every point of a curve, which units are ablated: {layer: bool (C,)}."""
-    plan = []
-    for n in counts:
-        masks = {name: torch.zeros(units, dtype=torch.bool) for name, units in cut.layers.items()}
+def _masks(cut: Cut, sequence, counts) -> dict[str, torch.Tensor]:
+    """Which units are ablated at every point of a curve: {layer: bool (points, C)}."""
+    masks = {name: torch.zeros(len(counts), units, dtype=torch.bool) for name, units in cut.layers.items()}
+    for i, n in enumerate(counts):
         for name, unit in sequence[:n]:
-            masks[name][unit] = True
-        plan.append({name: mask.to(cut.device) for name, mask in masks.items()})
-    return plan
+            masks[name][i, unit] = True
+    return {name: mask.to(cut.device) for name, mask in masks.items()}
 
 
 def _curves(clamp: Mapping[str, torch.Tensor], cut: Cut, plans, bar, x, y) -> torch.Tensor:
     """Scores of a block of images at all points of all curves, (points, 2), in any network."""
-    tail, found = cut.start(x), []
-    for masks in chain.from_iterable(plans):
-        found.append(scores(tail(_clamping(masks, clamp)), y))
-        bar.update(len(x))
-    return torch.stack(found).cpu()
+    masks = {name: torch.cat([plan[name] for plan in plans]) for name in cut.layers}
+    return _run_ablated(cut, cut.start(x), masks, clamp, y, bar)
+
+
+def _run_ablated(cut: Cut, tail: Tail, masks: dict[str, torch.Tensor], clamp, y, bar) -> torch.Tensor:
+    """Scores of a block of images with each of some sets of units ablated, {layer: bool (sets, C)}, by running the rest
+    of the network for as many sets at once as the budget allows: (sets, 2)."""
+    image = max(shape.numel() for shape in cut.shapes.values()) * 4  # bytes
+    at_once = max(1, cut.budget() // (image * len(y))) if tail.repeats else 1
+    found = []
+    for some in zip(*(mask.split(at_once) for mask in masks.values()), strict=True):
+        times = len(some[0])
+        logits = tail(_clamping(dict(zip(masks, some, strict=True)), clamp), times)
+        found.append(scores(logits.unflatten(0, (times, -1)), y))
+        bar.update(times * len(y))
+    return torch.cat(found).cpu()
 
 
 def _sort(links: Sequence[Link], sequence, counts):
@@ -352,9 +360,10 @@ def _given(value, name: str, shape: torch.Size) -> torch.Tensor:
 
 
 def _clamping(masks: Mapping[str, torch.Tensor], clamp: Mapping[str, torch.Tensor]):
-    """An edit that clamps the masked units of every layer."""
+    """An edit that clamps the units of each of some sets, {layer: bool (sets, C)}, in that many copies of a block."""
 
     def edit(name: str, h: torch.Tensor) -> torch.Tensor:
-        return torch.where(masks[name].reshape((1, -1) + (1,) * (h.ndim - 2)), clamp[name], h)
+        mask = masks[name].reshape(len(masks[name]), 1, -1, *[1] * (h.ndim - 2))
+        return torch.where(mask, clamp[name], h.unflatten(0, (len(mask), -1))).flatten(0, 1)
 
     return edit

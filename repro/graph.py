@@ -33,16 +33,19 @@ Edit = Callable[[str, torch.Tensor], torch.Tensor]  # (layer, activation) -> ano
 
 @dataclass
 class Tail:
-    """The rest of a network for one block of images; called with an edit of its layers, it gives logits (N, classes).
+    """The rest of a network for one block of n images; called with an edit of its layers, it gives logits (n, classes).
 
-    `h` holds the activations of those layers that no other of them feeds, from a traced network.
+    Called with `times`, the block stands there so often, one behind the other, and the edit sees all of it at once:
+    logits (times · n, classes). `h` holds the activations of those layers that no other of them feeds. Both are for
+    traced networks; `repeats` tells whether this one can stand there more than once.
     """
 
-    run: Callable[[Edit | None], torch.Tensor]
+    run: Callable[[Edit | None, int], torch.Tensor]
+    repeats: bool = False
     h: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def __call__(self, edit: Edit | None = None) -> torch.Tensor:
-        return self.run(edit)
+    def __call__(self, edit: Edit | None = None, times: int = 1) -> torch.Tensor:
+        return self.run(edit, times)
 
 
 @dataclass
@@ -169,14 +172,15 @@ class Graph:
         env = {self.input: x}
         self._execute(below, env, needed)
 
-        def run(edit):
-            now = dict(env)
+        def run(edit, times):
+            now = {n: v.repeat(times, *[1] * (v.ndim - 1)) for n, v in env.items()} if times > 1 else dict(env)
             if edit is not None:
-                now |= {root: edit(self.names[root], env[root]) for root in roots}
+                now |= {root: edit(self.names[root], now[root]) for root in roots}
             self._execute(rest, now, {self.result}, layers, edit)
             return now[self.result]
 
-        return Tail(run, {self.names[root]: env[root] for root in roots})
+        repeats = all(isinstance(v, torch.Tensor) and v.ndim and len(v) == len(x) for v in env.values())
+        return Tail(run, repeats, {self.names[root]: env[root] for root in roots})
 
     def chain(self, layer: str) -> list[Step]:
         """The operations from `layer` to the logits if each takes what the one before it gives alone; else none."""
@@ -246,7 +250,7 @@ class Hooks:
 
     def start(self, x, layers) -> Tail:
         # An in-place module changes its input, and an edit must not reach back into it: hence the clone.
-        def run(edit):
+        def run(edit, _):
             return self._forward(x, lambda name, _, h: edit(name, h.clone()) if edit and name in layers else h)
 
         return Tail(run)

@@ -74,7 +74,7 @@ def test_notebooks_agree_on_the_networks_they_share():
     for name in notebooks.NAMES:
         for parameter, value in notebooks.defaults(notebooks.read(name)).items():
             assert seen.setdefault(parameter, value) == value, f"{parameter} of {name}"
-    for parameter in ("mlp", "mlp_narrow", "convnet", "convnet_plain", "resnet", "sweep"):
+    for parameter in ("mlp", "mlp_narrow", "convnet", "convnet_plain", "resnet", "sweep", "settings"):
         Recipe(**seen[parameter])
 
 
