@@ -31,7 +31,7 @@ test-notebooks: $(INSTALLED)  ## run every notebook against data/ and compare wh
 	  status=$$?; rm -rf "$$figures"; exit $$status
 
 test-browser: $(INSTALLED)  ## drive the diagrams in a Chromium, over the static page and over JupyterLab
-	REPRO_BROWSER_TESTS=1 $(BIN)/python -m pytest -q tests/browser
+	REPRO_BROWSER_TESTS=1 $(BIN)/python -m pytest -q -rs tests/browser
 
 bench: $(INSTALLED)  ## time ablation and training side by side with others, write benchmarks/README.md (half an hour)
 	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.run

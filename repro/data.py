@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 IDX = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
 TORCHVISION = {  # its class, and the files that it looks for
@@ -24,6 +25,7 @@ TORCHVISION = {  # its class, and the files that it looks for
     "cifar10": ("CIFAR10", "cifar-10-batches-py/"),
 }
 MOST_PIXELS, MOST_BYTES = 2**24, 2**26  # of one image: larger ones, and files that unpack to more, are refused
+IMAGENET_IMAGES = 5000  # as many as fit in memory at 224 × 224 (3 GB)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp")
 DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "data" / "raw"
 
@@ -69,7 +71,9 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     name : str
         "digits" (scikit-learn's, needs no download), "mnist", "fashion_mnist", "cifar10" (torchvision, downloaded
         when missing) or "folder:PATH": a folder with sub-folders or zips ``train`` and ``test`` (or ``val``),
-        each holding one folder of images a class. A relative PATH is looked for under `root`.
+        each holding one folder of images a class. A relative PATH is looked for under `root`. "imagenet": 5,000 of
+        ImageNet's validation images, from the 1,000 folders of ``imagenet/val``, prepared and standardised as for
+        torchvision's published networks; half of them stand for the training images, which nobody has in memory.
     root : path, optional
         Folder of the data sets; by default the environment variable REPRO_DATA, else ``data/raw``.
 
@@ -90,7 +94,9 @@ def _load(name: str, root: Path) -> Dataset:
         return _standardised(name, *_torchvision(name, root))
     if name.startswith("folder:") and name != "folder:":
         return _standardised(name, *_folder(root / name.removeprefix("folder:")))
-    known = ", ".join(["digits", *TORCHVISION, "folder:PATH"])
+    if name == "imagenet":
+        return _imagenet(root / "imagenet" / "val")
+    known = ", ".join(["digits", *TORCHVISION, "imagenet", "folder:PATH"])
     raise ValueError(f"name: unknown data set {name!r}; expected one of {known}")
 
 
@@ -133,6 +139,26 @@ def _torchvision(name: str, root: Path):
     return *parts, part.classes
 
 
+def _imagenet(path: Path) -> Dataset:
+    """A fixed random choice of ImageNet's validation images; label i is the i-th folder by name, as torchvision has it."""
+    from torchvision.models import ResNet50_Weights
+
+    classes = sorted(folder.name for folder in path.glob("*/")) if path.is_dir() else []
+    if len(classes) != 1000:
+        raise ValueError(
+            f"name: 'imagenet' needs 1,000 folders of images, one a class, in {path}; found {len(classes)}"
+        )
+    files = sorted(_tree_files(path), key=lambda entry: entry[0])
+    chosen = np.random.default_rng(0).permutation(len(files))[:IMAGENET_IMAGES]
+    prepare = ResNet50_Weights.IMAGENET1K_V1.transforms()
+    number = {label: i for i, label in enumerate(classes)}
+    x, y = torch.empty(len(chosen), 3, 224, 224), torch.empty(len(chosen), dtype=torch.int64)
+    for i, (file, label, read) in enumerate(tqdm([files[k] for k in chosen], unit="image", desc="imagenet", delay=2)):
+        x[i], y[i] = _read_image(file, path, read, prepare), number[label]
+    half = len(x) // 2
+    return Dataset("imagenet", x[:half], y[:half], x[half:], y[half:], tuple(classes))
+
+
 def _folder(path: Path):
     """An ImageFolder tree, or zips of one: ``train`` and ``test`` (or ``val``)."""
     train, test = (_find_split(path, names) for names in (("train",), ("test", "val")))
@@ -161,21 +187,12 @@ def _find_split(path: Path, names: tuple[str, ...]) -> Path:
 
 def _read_split(path: Path):
     """((images (N, C, H, W) uint8, label names), class names) of one split."""
-    from PIL import Image
-
-    damage = (OSError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
     files = list(_zip_files(path) if path.suffix == ".zip" else _tree_files(path))
     if not files:
         raise ValueError(f"name: no images in {path}; expected one folder a class with {' '.join(SUFFIXES)} files")
     images, labels = [], []
     for file, label, read in sorted(files, key=lambda entry: entry[0]):
-        try:
-            with Image.open(io.BytesIO(read())) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise OSError(f"it has {image.width}×{image.height} pixels, more than {MOST_PIXELS}")
-                pixels = np.asarray(image.convert("RGB"))
-        except damage as error:
-            raise ValueError(f"name: cannot read image {file} in {path}: {error}") from error
+        pixels = _read_image(file, path, read, np.asarray)
         if images and pixels.shape != images[0].shape:
             raise ValueError(
                 f"name: {file} in {path} is {pixels.shape[1]}×{pixels.shape[0]} pixels, the first image "
@@ -184,6 +201,20 @@ def _read_split(path: Path):
         images.append(pixels)
         labels.append(label)
     return (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels), sorted(set(labels))
+
+
+def _read_image(file: str, path: Path, read, convert):
+    """What `convert` makes of an RGB image; a ValueError names the file that is damaged or too large."""
+    from PIL import Image
+
+    damage = (OSError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
+    try:
+        with Image.open(io.BytesIO(read())) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise OSError(f"it has {image.width}×{image.height} pixels, more than {MOST_PIXELS}")
+            return convert(image.convert("RGB"))
+    except damage as error:
+        raise ValueError(f"name: cannot read image {file} in {path}: {error}") from error
 
 
 def _tree_files(path: Path):

@@ -15,6 +15,7 @@ from torch import nn
 
 CHANNELS = (64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512)
 STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
+INITS = ("he", "torch", "pretrained")
 
 # "The last three layers" whose feature maps the paper's cumulative curves ablate; every unit of an MLP.
 ABLATED_LAYERS = {
@@ -135,6 +136,18 @@ def he_normal(module: nn.Module) -> nn.Module:
     return module
 
 
+def _published() -> dict[str, torch.Tensor]:
+    """torchvision's weights of a ResNet-50 trained on ImageNet; downloaded once."""
+    from torchvision.models import ResNet50_Weights
+
+    try:
+        return ResNet50_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
+    except OSError as error:
+        url = ResNet50_Weights.IMAGENET1K_V1.url
+        place = f"{torch.hub.get_dir()}/checkpoints"
+        raise ValueError(f"init: cannot download the published weights ({error}); put {url} into {place}") from error
+
+
 def _positive(argument: str, numbers) -> list[int]:
     right = isinstance(numbers, Iterable) and not isinstance(numbers, str)
     numbers = list(numbers) if right else numbers
@@ -170,13 +183,16 @@ def build(
         convnet only.
     dropout : float
         mlp only.
-    init : {"he", "torch"}
-        He-normal, or PyTorch's own default initialization.
+    init : {"he", "torch", "pretrained"}
+        He-normal; PyTorch's own default initialization; the weights that torchvision publishes, for a resnet50 of full
+        width on ImageNet.
     seed : int
         Determines the initial weights; the global random state is left alone.
     """
-    if init not in ("he", "torch"):
-        raise ValueError(f"init: expected 'he' or 'torch', got {init!r}")
+    if init not in INITS:
+        raise ValueError(f"init: expected one of {', '.join(INITS)}, got {init!r}")
+    if init == "pretrained" and (model, classes, width or 1, image[-1] < 64) != ("resnet50", 1000, 1, False):
+        raise ValueError("init: published weights are for a resnet50 of full width with ImageNet's 1,000 classes")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if model == "mlp":
@@ -194,4 +210,6 @@ def build(
             for m in network.modules():
                 if hasattr(m, "reset_parameters"):
                     m.reset_parameters()
+        elif init == "pretrained":
+            network.load_state_dict(_published())
     return network

@@ -55,7 +55,8 @@ class Recipe:
         convnet.
     dropout : float
         mlp; probability of dropping a hidden unit.
-    init : {"he", "torch"}
+    init : {"he", "torch", "pretrained"}
+        pretrained: torchvision's published weights, of a resnet50 on "imagenet"; with epochs=0 as they are.
     corruption : float
         Fraction of the training labels that are permuted, in [0, 1].
     optimizer : {"sgd", "adam"}
@@ -116,7 +117,7 @@ class Recipe:
 
         expect("dataset", isinstance(self.dataset, str) and self.dataset, "the name of a data set")
         choice("model", tuple(models.ABLATED_LAYERS))
-        choice("init", ("he", "torch"))
+        choice("init", models.INITS)
         choice("optimizer", ("sgd", "adam"))
         choice("schedule", tuple(SCHEDULES))
         choice("precision", ("float32", "bfloat16"))
@@ -126,9 +127,9 @@ class Recipe:
             expect(field, getattr(self, field) < 1, "a number below 1")
         for field in ("lr", "weight_decay"):
             number(field, 0)
-        for field in ("batch_size", "epochs"):
-            number(field, 1, integer=True)
-        number("seed", 0, integer=True)
+        number("batch_size", 1, integer=True)
+        for field in ("epochs", "seed"):
+            number(field, 0, integer=True)
         if self.n_train is not None:
             number("n_train", 1, integer=True)
         for field in ("batch_norm", "stop_when_memorized"):
@@ -221,7 +222,7 @@ class Run:
         self.batch_size = min(recipe.batch_size, len(self.x))
         self.steps = len(self.x) // self.batch_size  # an epoch
         self.forward = torch.compile(self.model) if gpu and images else self.model
-        self.epoch, self.done, self.accuracy = 0, False, 0.0
+        self.epoch, self.done, self.accuracy = 0, recipe.epochs == 0, 0.0
 
     def advance(self) -> None:
         """Train one more epoch."""
@@ -310,7 +311,7 @@ class Group:
         self.lrs = torch.tensor([recipe.lr for recipe in recipes], device=self.device)
         self.batch_size = min(recipes[0].batch_size, len(self.x))
         self.forward = torch.vmap(lambda weights, x: torch.func.functional_call(self.models[0], weights, (x,)))
-        self.epoch, self.done = 0, False
+        self.epoch, self.done = 0, recipes[0].epochs == 0
 
     def advance(self) -> None:
         """Train all members one more epoch."""

@@ -132,7 +132,7 @@ def test_a_subset_larger_than_the_data_set_is_refused(n_train):
         data.load("digits").subset(n_train)
 
 
-@pytest.mark.parametrize("name", ["imagenet", "", "folder:", "DIGITS", None, ["digits"]])
+@pytest.mark.parametrize("name", ["imagenets", "", "folder:", "DIGITS", None, ["digits"]])
 def test_an_unknown_data_set_is_refused_with_the_known_ones(name):
     with pytest.raises(ValueError, match=r"^name: unknown data set .*digits, mnist.*folder:PATH"):
         data.load(name)

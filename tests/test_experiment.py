@@ -13,7 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from torch.nn import functional as F
+from torchvision.models import WeightsEnum
 
 from repro import ablation, claims, data, experiment, noise, selectivity, store, training
 from repro.experiment import Missing, measure
@@ -452,3 +455,52 @@ def test_several_processes_make_the_same_table(tmp_path, monkeypatch):
     finally:
         get_reusable_executor().shutdown(wait=True)  # its processes would keep this test's store
     pd.testing.assert_frame_equal(together, alone)
+
+
+# ImageNet and a published network ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def little_imagenet(tmp_path, monkeypatch):
+    """A thousand folders of one image each, of which forty are read; random weights in the place of the published."""
+    rng = np.random.default_rng(0)
+    for i in range(1000):
+        folder = tmp_path / "raw" / "imagenet" / "val" / f"n{i:08}"
+        folder.mkdir(parents=True)
+        Image.fromarray(rng.integers(256, size=(20, 30, 3), dtype=np.uint8)).save(folder / "a.JPEG")
+    monkeypatch.setattr(data, "IMAGENET_IMAGES", 40)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        weights = torchvision.models.resnet50().state_dict()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: weights)
+    return weights
+
+
+def test_a_published_network_is_measured_on_imagenet(little_imagenet):
+    recipe = Recipe("imagenet", model="resnet50", init="pretrained", epochs=0)
+    layer = "layer4.2.relu_2"
+    table = measure("cumulative", [recipe], split="test", images=6, layers=[layer], orders=1, steps=1)
+    assert {"accuracy", "accuracy_top5"} <= set(table) and table.n_ablated.tolist() == [0, 2048]
+    model = torchvision.models.resnet50()
+    model.load_state_dict(little_imagenet)
+    for parameter in model.parameters():
+        parameter.data = parameter.half().float()
+    images = data.load("imagenet")
+    assert len(images.x_train) == len(images.x_test) == 20 and len(images.classes) == 1000
+    assert images.x_test.shape[1:] == (3, 224, 224)
+    with torch.no_grad():
+        chosen = np.sort(np.random.default_rng(0).permutation(20)[:6])
+        logits = model.eval()(images.x_test[chosen])
+    loss = F.cross_entropy(logits, images.y_test[chosen]).item()
+    assert table.loss[0] == pytest.approx(loss, rel=1e-3)
+
+
+def test_an_incomplete_imagenet_says_what_is_missing(tmp_path):
+    (tmp_path / "raw" / "imagenet" / "val" / "n01440764").mkdir(parents=True)
+    with pytest.raises(ValueError, match="name: 'imagenet' needs 1,000 folders .* found 1"):
+        data.load("imagenet")
+
+
+def test_published_weights_fit_one_network_only():
+    with pytest.raises(ValueError, match="init: published weights"):
+        train(Recipe("digits", model="resnet50", init="pretrained", epochs=0))

@@ -190,6 +190,12 @@ def test_a_network_generalizes_from_true_labels():
     assert (network(digits.x_test).argmax(1) == digits.y_test).double().mean() > 0.93
 
 
+def test_without_epochs_a_network_stays_as_it_began():
+    recipe = dataclasses.replace(MLP, epochs=0)
+    begun = {name: t.half().float() for name, t in training.build(recipe).state_dict().items()}
+    assert same(train(recipe).state_dict(), begun)
+
+
 def test_training_ends_early_when_asked_to():
     recipe = Recipe("digits", n_train=100, width=64, epochs=200, stop_when_memorized=True)
     run = Run(recipe)
@@ -287,7 +293,7 @@ BAD = {
     "weight_decay": [-1, float("inf"), None],
     "schedule": ["step", None],
     "batch_size": [0, -1, 12.5, True, None],
-    "epochs": [0, -1, 12.5, True, None],
+    "epochs": [-1, 12.5, True, None],
     "precision": ["float16", None],
     "stop_when_memorized": [None, 0, 1],
     "seed": [-1, 0.5, True, None],
