@@ -3,11 +3,13 @@
 repro figures                          all figures on the small preset, several notebooks at once
 repro figures fig1 --preset paper      one figure at the paper's scale, from data/
 repro figures fig1 --fresh             the same from scratch
+repro measure MODULE:FUNCTION …        a network of your own
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -69,6 +71,23 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--preset", default="digits")
     report.set_defaults(run=print_report)
 
+    own = commands.add_parser("measure", help="measure a network of your own")
+    own.add_argument("model", metavar="MODULE:FUNCTION", help="a function that returns the network, an nn.Module")
+    own.add_argument("--data", required=True, help="folder:PATH, or digits, mnist, fashion_mnist, cifar10")
+    own.add_argument(
+        "--analysis", type=names, default="single-unit,cumulative,noise,selectivity",
+        help="by commas (default: single-unit,cumulative,noise,selectivity)",
+    )  # fmt: skip
+    own.add_argument("--out", type=Path, required=True, help="folder for the tables and the summary")
+    own.add_argument("--layers", type=names, help="unit layers, by commas (default: all)")
+    own.add_argument(
+        "--outputs", type=integers, metavar="I,J,…",
+        help="the network's output for each class (default: one a class, in order)",
+    )  # fmt: skip
+    own.add_argument("--images", type=int, help="measure at most so many images of each split")
+    own.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    own.set_defaults(run=measure_own)
+
     stored = commands.add_parser("store", help="look after the stored networks and tables")
     stored.add_argument("action", choices=("ls", "verify", "gc"), help="gc: what no notebook asks for, with any preset")
     stored.add_argument("--yes", action="store_true", help="gc: remove it, too")
@@ -86,6 +105,14 @@ def _parser() -> argparse.ArgumentParser:
     site.add_argument("--preset", default="digits", help="whose figures and scorecard it shows")
     site.set_defaults(run=write_site)
     return parser
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def integers(text: str) -> list[int]:
+    return [int(name) for name in text.split(",")]
 
 
 # repro figures --------------------------------------------------------------------------------------------------------
@@ -287,6 +314,58 @@ def write_tables(options) -> int:
             table.to_csv(path, index=False)
             print(f"{path}: {len(table)} rows")
     return 0
+
+
+# repro measure --------------------------------------------------------------------------------------------------------
+
+
+def measure_own(options) -> int:
+    """repro measure: tables and a page of summary about a network that a function returns."""
+    from repro import summary, training
+    from repro.experiment import measure_model
+
+    try:
+        with environment(REPRO_DEVICE=options.device):
+            model = _made(options.model).to(training.device())
+        tables = measure_model(
+            model,
+            _found(options.data),
+            [name.replace("-", "_") for name in options.analysis],
+            layers=options.layers,
+            outputs=options.outputs,
+            images=options.images,
+        )
+    except ValueError as error:
+        raise Refused(error) from error
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        path = options.out / f"{name.replace('_', '-')}.parquet"
+        table.to_parquet(path, index=False)
+        table.to_csv(path.with_suffix(".csv"), index=False)
+        print(f"{path} and .csv: {len(table)} rows")
+    print(summary.write(tables, options.out))
+    return 0
+
+
+def _found(name: str) -> str:
+    """The data set's name; a folder that is there is meant, whatever REPRO_DATA says."""
+    kind, _, path = name.partition(":")
+    return f"folder:{Path(path).resolve()}" if kind == "folder" and path and Path(path).exists() else name
+
+
+def _made(name: str):
+    """What the function MODULE:FUNCTION returns; modules in the current folder are found, too."""
+    from torch import nn
+
+    module, _, function = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise Refused(f"MODULE:FUNCTION: {name!r} gives no network: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise Refused(f"MODULE:FUNCTION: {name!r} gives a {type(made).__name__}, expected an nn.Module")
+    return made
 
 
 # The other commands ---------------------------------------------------------------------------------------------------

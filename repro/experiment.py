@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,11 +23,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from repro import ablation, data, noise, selectivity, store, units
-from repro.evaluation import evaluating, score_columns, scores
+from repro import data, store
+from repro.analyses import ANALYSES, check_count, check_options, plain, some_of
+from repro.analyses import measure_model as measure_model  # of a network without a recipe
 from repro.training import FORMAT, Group, Recipe, Run, build, device, digest, together, training_set
 
-IMAGES = ("model", "x", "y", "x_test", "y_test", "x_fit")  # what `measure` itself hands to an analysis
 AT_ONCE = 64  # networks that train together on a GPU
 SAVE_EVERY = 60  # seconds between stored states of a network in training
 
@@ -47,53 +46,6 @@ class Missing(LookupError):
     def __init__(self, networks: list[Recipe], tables: list[str]):
         super().__init__(f"{len(tables)} tables and {len(networks)} networks are not in the store")
         self.networks, self.tables = networks, tables
-
-
-# The analyses ---------------------------------------------------------------------------------------------------------
-
-
-def history(model: nn.Module, x, y, x_test, y_test) -> pd.DataFrame:
-    """Loss (nats) and accuracy on the training and on the test images, in one row."""
-    row = {}
-    for split, images, labels in (("train", x, y), ("test", x_test, y_test)):
-        cut, images, labels = units.prepare(model, images, labels)
-        with evaluating(model):
-            total = sum(scores(cut.run(images[b]), labels[b]) for b in cut.blocks(len(images)))
-        row |= {f"{split}_{name}": values for name, values in score_columns(total[None], len(images)).items()}
-    return pd.DataFrame(row)
-
-
-def weights(model: nn.Module, x, y, layers: Sequence[str] | None = None) -> pd.DataFrame:
-    """L1 norm of the incoming weights of every unit (Fig. A3): layer, unit, l1_norm.
-
-    The weights of a unit layer are those of the last convolution or linear layer on the way to it; where a shortcut is
-    added, of the branch, not of the shortcut.
-    """
-    cut = units.Cut(model, x[:2], layers)
-    tables = []
-    for layer, n in cut.layers.items():
-        norm = cut.source(layer).weight.detach().abs().flatten(1).sum(1).cpu().numpy()
-        tables.append(pd.DataFrame({"layer": layer, "unit": np.arange(n), "l1_norm": norm}))
-    return pd.concat(tables, ignore_index=True)
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """A measurement of one network: its function, and a version to raise when the same call begins to mean another."""
-
-    function: Callable[..., pd.DataFrame]
-    version: int = 1
-    both_splits: bool = False  # takes training and test images, whatever `split` says
-
-
-ANALYSES = {
-    "cumulative": Analysis(ablation.cumulative),
-    "single_unit": Analysis(ablation.single_unit),
-    "noise": Analysis(noise.sweep),
-    "selectivity": Analysis(selectivity.table),
-    "history": Analysis(history, both_splits=True),
-    "weights": Analysis(weights, version=2),
-}
 
 
 # From recipes to a table ----------------------------------------------------------------------------------------------
@@ -193,14 +145,14 @@ class _Wanted:
         origin = {
             "analysis": self.analysis,
             "version": kind.version,
-            "options": {name: _plain(v) for name, v in self.options.items() if _plain(v) != _plain(defaults[name])},
+            "options": {name: plain(v) for name, v in self.options.items() if plain(v) != plain(defaults[name])},
             "recipe": asdict(self.recipe),
             "format": FORMAT,
         }
         if not kind.both_splits:
             origin["split"] = self.split
         extra = {"epoch": self.epoch, "images": self.images}
-        return _plain(origin | {name: value for name, value in extra.items() if value is not None})
+        return plain(origin | {name: value for name, value in extra.items() if value is not None})
 
     @property
     def key(self) -> str:
@@ -226,7 +178,7 @@ class _Wanted:
         train, test = training_set(self.recipe), (dataset.x_test, dataset.y_test)
         kind = ANALYSES[self.analysis]
         chosen = [
-            _some(part, self.images)
+            some_of(part, self.images)
             for part in ((train, test) if kind.both_splits else (dict(train=train, test=test)[self.split],))
         ]
         on = device()
@@ -236,53 +188,19 @@ class _Wanted:
         store.write_table(self.path, table, self.origin, {"seconds": round(time.monotonic() - start, 2)})
 
 
-def _plain(value):
-    """`value` as JSON would give it back."""
-    if isinstance(value, dict):
-        return {str(name): _plain(v) for name, v in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list | tuple | range):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _some(part, images: int | None):
-    x, y = part
-    if images is None or images >= len(x):
-        return x, y
-    keep = torch.from_numpy(np.sort(np.random.default_rng(0).permutation(len(x))[:images]))
-    return x[keep], y[keep]
-
-
 def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> None:
-    if analysis not in ANALYSES:
-        raise ValueError(f"analysis: unknown analysis {analysis!r}; expected one of {', '.join(ANALYSES)}")
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
         raise ValueError("recipes: expected at least one Recipe")
     if split not in ("train", "test"):
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
     if compute not in ("missing", "nothing"):
         raise ValueError(f"compute: expected 'missing' or 'nothing', got {compute!r}")
-    for name, value in {"images": images, "jobs": jobs}.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}: expected an integer >= 1 or None, got {value!r}")
+    check_count("images", images)
+    check_count("jobs", jobs)
     for recipe, epoch in itertools.product(recipes, epochs or []):
         if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or not 0 <= epoch <= recipe.epochs:
             raise ValueError(f"epochs: expected integers from 0 to {recipe.epochs}, got {epoch!r}")
-    parameters = inspect.signature(ANALYSES[analysis].function).parameters
-    known = {name: parameter.default for name, parameter in parameters.items() if name not in IMAGES}
-    for name in options.keys() - known.keys():
-        raise ValueError(f"{name}: {analysis} has no such option; expected some of {', '.join(known) or 'none'}")
-    for name, default in known.items():
-        value = options.get(name, default)
-        if value is inspect.Parameter.empty:
-            raise ValueError(f"{name}: {analysis} needs this option")
-        try:
-            json.dumps(_plain(value))
-        except TypeError as error:  # a table is found by its options, so they must be written down
-            kind = type(value).__name__
-            raise ValueError(f"{name}: expected numbers, text or sequences of them, got {kind} ({error})") from error
+    check_options(analysis, options)
 
 
 # Computing what is missing --------------------------------------------------------------------------------------------
@@ -426,7 +344,7 @@ def _train_together(wanted: dict[Recipe, list[_Wanted]]) -> None:
 
 
 def _origin(recipe: Recipe, epoch: int | None) -> dict:
-    return _plain({"recipe": asdict(recipe), "format": FORMAT} | ({} if epoch is None else {"epoch": epoch}))
+    return plain({"recipe": asdict(recipe), "format": FORMAT} | ({} if epoch is None else {"epoch": epoch}))
 
 
 def _write(recipe: Recipe, epoch: int | None, model: nn.Module, start: float) -> None:

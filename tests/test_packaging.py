@@ -165,11 +165,12 @@ ORDER = [
     "ablation",
     "noise",
     "selectivity",
+    "analyses",
     "training",
     "store",
     "experiment",
 ]
-ORDER += ["claims", "plots", "widgets", "notebooks", "site", "cli"]
+ORDER += ["claims", "plots", "summary", "widgets", "notebooks", "site", "cli"]
 CORE_MODULES = ORDER[: ORDER.index("experiment") + 1]
 # Distribution of what is imported under another name, or comes with a dependency of ours.
 DISTRIBUTION = {

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,6 +33,8 @@ class Figure:
         Letters in a row, "abc", or rows of them as for `matplotlib.pyplot.subplot_mosaic`, "ab;cd".
     width, height : float, optional
         Size in inches.
+    folder : path, optional
+        Where the files go; by default the preset's own folder.
 
     Attributes
     ----------
@@ -43,11 +46,12 @@ class Figure:
 
     Notes
     -----
-    Files go to `$REPRO_FIGURES/<preset>/`, or to `figures/<preset>/` beside the library.
+    A preset's folder is `$REPRO_FIGURES/<preset>/`, or `figures/<preset>/` beside the library.
     """
 
-    def __init__(self, name, preset="digits", panels="a", width=None, height=None):
+    def __init__(self, name, preset="digits", panels="a", width=None, height=None, folder=None):
         self.name, self.preset = name, preset
+        self.folder = Path(folder) if folder else store.figures(preset)
         self.verdicts, self.missing = [], {}
         self._titles, self._extra, self._panel = {}, {}, None
         rows = panels.split(";")
@@ -64,11 +68,6 @@ class Figure:
             self.figure.draw_without_rendering()
             for ax in self.axes.values():
                 ax.set(xlabel="", ylabel="", visible=False)
-
-    @property
-    def folder(self):
-        """Where the files go."""
-        return store.figures(self.preset)
 
     @contextlib.contextmanager
     def panel(self, letter, title=""):

@@ -1,0 +1,252 @@
+"""What can be measured of one network, by name; `measure_model` does it for any classifier, without a recipe."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from repro import ablation, data, noise, selectivity, units
+from repro.data import Dataset
+from repro.evaluation import evaluating, score_columns, scores
+
+IMAGES = ("model", "x", "y", "x_test", "y_test", "x_fit")  # what an analysis is handed, beside its options
+LONG = 10  # seconds from which on a measurement is announced
+
+
+def history(model: nn.Module, x, y, x_test, y_test) -> pd.DataFrame:
+    """Loss (nats) and accuracy on the training and on the test images, in one row."""
+    row = {}
+    for split, images, labels in (("train", x, y), ("test", x_test, y_test)):
+        cut, images, labels = units.prepare(model, images, labels)
+        with evaluating(model):
+            total = sum(scores(cut.run(images[b]), labels[b]) for b in cut.blocks(len(images)))
+        row |= {f"{split}_{name}": values for name, values in score_columns(total[None], len(images)).items()}
+    return pd.DataFrame(row)
+
+
+def weights(model: nn.Module, x, y, layers: Sequence[str] | None = None) -> pd.DataFrame:
+    """L1 norm of the incoming weights of every unit (Fig. A3): layer, unit, l1_norm.
+
+    The weights of a unit layer are those of the last convolution or linear layer on the way to it; where a shortcut is
+    added, of the branch, not of the shortcut.
+    """
+    cut = units.Cut(model, x[:2], layers)
+    tables = []
+    for layer, n in cut.layers.items():
+        norm = cut.source(layer).weight.detach().abs().flatten(1).sum(1).cpu().numpy()
+        tables.append(pd.DataFrame({"layer": layer, "unit": np.arange(n), "l1_norm": norm}))
+    return pd.concat(tables, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A measurement of one network: its function, and a version to raise when the same call begins to mean another."""
+
+    function: Callable[..., pd.DataFrame]
+    version: int = 1
+    both_splits: bool = False  # takes training and test images, whatever `split` says
+
+
+ANALYSES = {
+    "cumulative": Analysis(ablation.cumulative),
+    "single_unit": Analysis(ablation.single_unit),
+    "noise": Analysis(noise.sweep),
+    "selectivity": Analysis(selectivity.table),
+    "history": Analysis(history, both_splits=True),
+    "weights": Analysis(weights, version=2),
+}
+
+
+# A network of one's own -------------------------------------------------------------------------------------------------
+
+OWN = {"single_unit": {}, "cumulative": {}, "noise": {"scales": [0, *np.logspace(-1.5, 1, 11)]}, "selectivity": {}}
+POINTS = ("orders", "steps", "repeats", "scales")  # options that say how often the network is run
+ON_TEST_IMAGES = ("single_unit", "selectivity")  # as in the paper; the others judge a network without held-out data
+
+
+def measure_model(
+    model: nn.Module,
+    data: str | Dataset,
+    analyses: Iterable[str] | Mapping[str, dict] = tuple(OWN),
+    layers: Sequence[str] | None = None,
+    outputs: Sequence[int] | None = None,
+    images: int | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Measure any classifier, without a recipe: what `measure` does for the paper's networks, and nothing is stored.
+
+    How long it takes at most is said beforehand, where that is long; progress bars follow.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images (N, C, H, W) to logits; measured on the device where it is.
+    data : str or Dataset
+        As `repro.data.load` takes it, such as "folder:PATH", or a data set in memory.
+    analyses : names, or dict of name to options
+        Of `measure`; "single_unit" and "selectivity" take test images, "cumulative", "noise" and "weights" training images.
+    layers : sequence of str, optional
+        Unit layers; all by default.
+    outputs : sequence of int, optional
+        Which output of the model stands for each class of the data; needed where it has other outputs than these.
+    images : int, optional
+        Measure at most so many images of each split, a fixed random choice.
+
+    Returns
+    -------
+    dict of str to DataFrame
+        Analysis to its table, with the columns network, model (the class of the model) and dataset.
+
+    Raises
+    ------
+    ValueError
+        Unknown analysis or option; a model without unit layers, or whose outputs do not fit the classes.
+    """
+    wanted = _with_options(analyses)
+    dataset, train, test = _images_of(data, images)
+    any_labels = torch.arange(len(train[0])) % 2  # whether the real ones fit is asked next
+    cut, *_ = units.prepare(model, train[0], any_labels, layers)
+    train, test = (_relabelled(part, dataset, cut.classes, outputs) for part in (train, test))
+    parts = {
+        name: (*train, *test) if ANALYSES[name].both_splits else test if name in ON_TEST_IMAGES else train
+        for name in wanted
+    }
+    with evaluating(model):
+        seconds = {name: _most_seconds(cut, name, parts[name][0], options) for name, options in wanted.items()}
+    if sum(seconds.values()) > LONG:
+        each = ", ".join(f"{name} {_duration(some)}" for name, some in seconds.items())
+        tqdm.write(f"this takes at most {_duration(sum(seconds.values()))} ({each})", file=sys.stderr)
+    kind = type(model).__name__
+    origin, tables = {"network": kind, "model": kind, "dataset": dataset.name}, {}
+    for name, options in wanted.items():
+        function = ANALYSES[name].function
+        if "layers" in inspect.signature(function).parameters:
+            options = {"layers": layers} | options
+        table = function(model, *(tensor.to(cut.device) for tensor in parts[name]), **options)
+        tables[name] = pd.concat([pd.DataFrame(origin, index=table.index), table], axis=1)
+    return tables
+
+
+def _with_options(analyses: str | Iterable[str] | Mapping[str, dict]) -> dict[str, dict]:
+    """{analysis: its options}, checked."""
+    names = [analyses] if isinstance(analyses, str) else analyses
+    given = names if isinstance(names, Mapping) else {name: {} for name in names}
+    wanted = {name: OWN.get(name, {}) | dict(options) for name, options in given.items()}
+    if not wanted:
+        raise ValueError(f"analyses: expected some of {', '.join(ANALYSES)}, got none")
+    for name, options in wanted.items():
+        check_options(name, options)
+    return wanted
+
+
+def _images_of(which: str | Dataset, images: int | None):
+    """A data set, its training and its test images with their labels, at most so many of each."""
+    dataset = data.load(which) if isinstance(which, str) else which
+    if not isinstance(dataset, Dataset):
+        kind = type(which).__name__
+        raise ValueError(f"data: expected a repro.data.Dataset or a name such as 'folder:PATH', got {kind}")
+    check_count("images", images)
+    parts = (dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)
+    return dataset, *(some_of(part, images) for part in parts)
+
+
+def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | None):
+    """Images with labels that count the model's outputs."""
+    x, y = part
+    classes = len(dataset.classes)
+    if outputs is None and logits == classes:
+        return x, y
+    if outputs is None:
+        raise ValueError(
+            f"outputs: {dataset.name} has {classes} classes ({', '.join(dataset.classes[:5])}{', …' * (classes > 5)}), the "
+            f"model {logits} outputs; pass a model with {classes}, or outputs=[…], the model's output for each class"
+        )
+    right = len(outputs) == classes == len(set(outputs)) and all(
+        isinstance(i, int | np.integer) and 0 <= i < logits for i in outputs
+    )
+    if not right:
+        raise ValueError(f"outputs: expected {classes} different integers from 0 to {logits - 1}, got {outputs!r}")
+    return x, torch.as_tensor(outputs)[y]
+
+
+def _most_seconds(cut: units.Cut, analysis: str, x: torch.Tensor, options: Mapping) -> float:
+    """How long an analysis takes if it runs the network above the ablated layer anew for each of its points.
+
+    That it often need not, and that many images at once cost less than a few, makes this an upper bound.
+    """
+    few = x[:8].to(cut.device)
+
+    def run_from(layers) -> float:
+        tail = cut.start(few, layers)
+        start = time.perf_counter()
+        tail(lambda _, h: h.clone()).cpu()  # which waits for a GPU
+        return (time.perf_counter() - start) / len(few) * len(x)
+
+    run_from(None)  # warm-up
+    if analysis == "single_unit":
+        return sum(n * run_from([layer]) for layer, n in cut.layers.items())
+    known = inspect.signature(ANALYSES[analysis].function).parameters
+    counts = [options.get(name, known[name].default) for name in POINTS if name in known]
+    return run_from(None) * math.prod(n if isinstance(n, int) else len(n) for n in counts)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+# What analyses are asked with ------------------------------------------------------------------------------------------
+
+
+def check_count(argument: str, value) -> None:
+    """Refuse what is neither None nor an integer >= 1."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{argument}: expected an integer >= 1 or None, got {value!r}")
+
+
+def check_options(analysis, options) -> None:
+    """Refuse an analysis that there is not, and options that it does not have or that cannot be written down."""
+    if analysis not in ANALYSES:
+        raise ValueError(f"analysis: unknown analysis {analysis!r}; expected one of {', '.join(ANALYSES)}")
+    parameters = inspect.signature(ANALYSES[analysis].function).parameters
+    known = {name: parameter.default for name, parameter in parameters.items() if name not in IMAGES}
+    for name in options.keys() - known.keys():
+        raise ValueError(f"{name}: {analysis} has no such option; expected some of {', '.join(known) or 'none'}")
+    for name, default in known.items():
+        value = options.get(name, default)
+        if value is inspect.Parameter.empty:
+            raise ValueError(f"{name}: {analysis} needs this option")
+        try:
+            json.dumps(plain(value))
+        except TypeError as error:  # a table is found by its options, so they must be written down
+            kind = type(value).__name__
+            raise ValueError(f"{name}: expected numbers, text or sequences of them, got {kind} ({error})") from error
+
+
+def plain(value):
+    """`value` as JSON would give it back."""
+    if isinstance(value, dict):
+        return {str(name): plain(v) for name, v in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple | range):
+        return [plain(v) for v in value]
+    return value
+
+
+def some_of(part, images: int | None):
+    """At most so many of the images and labels (x, y), a fixed random choice."""
+    x, y = part
+    if images is None or images >= len(x):
+        return x, y
+    keep = torch.from_numpy(np.sort(np.random.default_rng(0).permutation(len(x))[:images]))
+    return x[keep], y[keep]

@@ -1,0 +1,104 @@
+"""What was measured of one network, on one page: a picture and a few numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from repro import plots
+from repro.ablation import auc
+from repro.plots.dots import spearman
+
+LAYOUTS = {1: "a", 2: "ab", 3: "abc", 4: "ab;cd"}
+LISTED = 10  # units named on the page
+
+
+def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path:
+    """Write a network's page into a folder: summary.png (and .svg, panel by panel) and summary.md.
+
+    Parameters
+    ----------
+    tables : dict of str to DataFrame
+        As `repro.experiment.measure_model` returns them.
+    folder : path
+        Made if it is not there.
+
+    Returns
+    -------
+    Path of summary.md.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = draw(tables, folder)
+    first = next(iter(tables.values())).iloc[0]
+    lines = [f"# Single directions of {first.model} on {first.dataset}", ""]
+    lines += [f"![]({picture.name})", ""] if picture else []
+    lines += ["| | |", "| --- | --- |", *(f"| {what} | {value} |" for what, value in numbers(tables).items())]
+    if "single_unit" in tables:
+        lines += ["", f"The {LISTED} units whose ablation raises the loss most:", "", *_listed(_units(tables))]
+    path = folder / "summary.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def draw(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path | None:
+    """Draw the panels for which there are tables into summary.png; None if there are for none."""
+    panels = []
+    if "cumulative" in tables:
+        panels.append(("Cumulative ablation", lambda ax: plots.curves(ax, tables["cumulative"])))
+    if "noise" in tables:
+        panels.append(("Noise on every unit", lambda ax: plots.noise(ax, tables["noise"])))
+    if {"single_unit", "selectivity"} <= set(tables):
+        panels.append(("Importance of units", lambda ax: plots.importance(ax, _units(tables))))
+    if "selectivity" in tables:
+        panels.append(("Selectivity by depth", lambda ax: plots.by_depth(ax, tables["selectivity"])))
+    if not panels:
+        return None
+    figure = plots.Figure("summary", panels=LAYOUTS[len(panels)], folder=folder)
+    for letter, (title, paint) in zip("abcd", panels, strict=False):
+        with figure.panel(letter, title) as ax:
+            paint(ax)
+    return figure.save()
+
+
+def numbers(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """The few numbers that stand for each table: {what: value}."""
+    found = {}
+    if "cumulative" in tables:
+        curves = tables["cumulative"]
+        areas, normalised = auc(curves), auc(curves, normalize=True)
+        found["training accuracy"] = f"{curves.query('n_ablated == 0').accuracy.iloc[0]:.1%}"
+        found["AUC, mean ± SD over orders"] = f"{areas.mean():.3f} ± {areas.std():.3f}"
+        found["AUC ÷ unablated accuracy"] = f"{normalised.mean():.3f} ± {normalised.std():.3f}"
+    if "noise" in tables:
+        means = tables["noise"].groupby("scale").accuracy.mean()
+        scale = means.index[abs(means.index - 1).argmin()]
+        found[f"training accuracy under noise of {scale:.2g} SD"] = f"{means[scale]:.1%}"
+    if "selectivity" in tables:
+        units = tables["selectivity"]
+        found["units, layers"] = f"{len(units):,}, {units.layer.nunique()}"
+        found["dead units"] = f"{units.dead.mean():.1%}"
+        found["class selectivity, median"] = f"{units.selectivity.median():.3f}"
+        found["mutual information, median"] = f"{units.mutual_information.median():.3f} bits"
+    if {"single_unit", "selectivity"} <= set(tables):
+        units = _units(tables).dropna(subset="selectivity")
+        found["Spearman ρ of selectivity and importance"] = f"{spearman(units.selectivity, units.delta_loss):.2f}"
+        each = units.groupby("layer")[["selectivity", "delta_loss"]].apply(
+            lambda u: spearman(u.selectivity, u.delta_loss)
+        )
+        found["the same within a layer, mean over layers"] = f"{each.mean():.2f}"
+    return {what: value.replace("-", "−") for what, value in found.items()}
+
+
+def _units(tables) -> pd.DataFrame:
+    """Importance and, where it was measured, selectivity of every unit."""
+    return tables["single_unit"].merge(tables["selectivity"]) if "selectivity" in tables else tables["single_unit"]
+
+
+def _listed(units: pd.DataFrame) -> list[str]:
+    shown = ["layer", "unit", "delta_loss", "delta_accuracy", "selectivity", "preferred_class"]
+    columns = [column for column in shown if column in units]
+    rows = units.nlargest(LISTED, "delta_loss")[columns].itertuples(index=False)
+    cells = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row] for row in rows]
+    return ["| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *cells]]

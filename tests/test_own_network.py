@@ -1,0 +1,219 @@
+"""A network of one's own: `measure_model`, and `repro measure` from another folder, on torchvision's networks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import repro
+from repro import ablation, analyses, cli, data, selectivity, summary
+from repro.experiment import measure_model
+from tests.networks import Functional, Residual, randomized
+
+ROOT = Path(repro.__file__).parents[1]
+CLASSES = ("cats", "dogs", "fish")
+NETWORKS = """
+from torchvision import models
+
+def resnet():
+    return models.resnet18(num_classes=3)
+
+def vgg():
+    return models.vgg11(num_classes=3)
+
+def published():
+    return models.resnet18()
+
+def headless():
+    from torch import nn
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 3))
+
+def nothing():
+    return "a network"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with nets.py and images/{train,val}/<class>/*.png: four images of 32 × 32 a class and split."""
+    folder, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
+    (folder / "nets.py").write_text(NETWORKS)
+    for split in ("train", "val"):
+        for channel, name in enumerate(CLASSES):
+            (folder / "images" / split / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = rng.integers(0, 120, (32, 32, 3))
+                pixels[..., channel] += 100
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / split / name / f"{i}.png")
+    return folder
+
+
+def run(folder, *arguments):
+    """`repro measure` as another process whose folder is this one."""
+    command = [sys.executable, "-m", "repro.cli", "measure", *arguments]
+    surroundings = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=300)
+
+
+def small(classes=3):
+    return randomized(Residual(classes=classes))
+
+
+# From the shell ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("network", "layers", "units"),
+    [("resnet", "layer4.1.relu,layer4.1.relu_1", 1024), ("vgg", "classifier.1,classifier.4", 8192)],
+)
+def test_measures_torchvision_networks(network, layers, units, folder, tmp_path):
+    wanted = ["--analysis", "single-unit,cumulative,noise,selectivity", "--layers", layers, "--images", "6"]
+    done = run(folder, f"nets:{network}", "--data", "folder:images", *wanted, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    names = ["single-unit", "cumulative", "noise", "selectivity"]
+    assert {f"{name}.{kind}" for name in names for kind in ("parquet", "csv")} <= written
+    assert {"summary.png", "summary.md"} <= written
+    tables = {name: pd.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in names}
+    assert len(tables["single-unit"]) == len(tables["selectivity"]) == units
+    assert tables["single-unit"].layer.unique().tolist() == layers.split(",")
+    assert tables["cumulative"].n_ablated.max() == units
+    assert tables["cumulative"].order.nunique() == tables["noise"].repeat.nunique() == 10
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / f"{name}.csv"), table, check_exact=False)
+    page = (tmp_path / "out" / "summary.md").read_text()
+    assert f"{units:,}, 2" in page and "summary.png" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nets:published"], "has 3 classes (cats, dogs, fish), the model 1000 outputs; pass"),
+        (["nets:resnet", "--outputs", "0,1"], "outputs: expected 3 different integers"),
+        (["nets:headless"], "found no unit layer"),
+        (["nets:resnet", "--layers", "layer9"], "the model has no layer 'layer9'"),
+        (["nets:resnet", "--analysis", "curves"], "unknown analysis 'curves'"),
+        (["nets:resnet", "--images", "0"], "images: expected"),
+        (["nets:nothing"], "gives a str, expected an nn.Module"),
+        (["nets:missing"], "'nets:missing' gives no network"),
+        (["nothing:resnet"], "'nothing:resnet' gives no network"),
+        (["resnet"], "'resnet' gives no network"),
+        (["nets:resnet", "--data", "folder:pictures"], "pictures should hold train as a folder or a zip"),
+    ],
+)
+def test_refuses_in_one_line(arguments, words, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    arguments = arguments if "--data" in arguments else [*arguments, "--data", "folder:images"]
+    assert cli.main(["measure", *arguments, "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+# From Python ------------------------------------------------------------------------------------------------
+
+
+def test_tables_are_those_of_the_plain_functions(folder):
+    name = f"folder:{folder / 'images'}"
+    images, model = data.load(name), small()
+    tables = measure_model(model, name, {"single_unit": {}, "cumulative": {"orders": 3}, "selectivity": {}})
+    truth = {
+        "single_unit": ablation.single_unit(model, images.x_test, images.y_test),
+        "cumulative": ablation.cumulative(model, images.x_train, images.y_train, orders=3),
+        "selectivity": selectivity.table(model, images.x_test, images.y_test),
+    }
+    assert tables.keys() == truth.keys()
+    for analysis, table in tables.items():
+        pd.testing.assert_frame_equal(table[truth[analysis].columns], truth[analysis])
+        assert (table.network == "Residual").all() and (table.dataset == name).all()
+
+
+def test_every_analysis_by_default_and_each_by_name():
+    images = data.load("digits")
+    images = data.Dataset("some", images.x_train, images.y_train, images.x_test, images.y_test, images.classes)
+    model = repro.models.mlp(64, [6, 5], 10)
+    assert list(measure_model(model, images, images=40)) == ["single_unit", "cumulative", "noise", "selectivity"]
+    tables = measure_model(model, images, ["history", "weights"], images=40)
+    assert len(tables["history"]) == 1 and len(tables["weights"]) == 11
+    assert measure_model(model, images, "selectivity", layers=["relu2"])["selectivity"].layer.unique() == ["relu2"]
+
+
+def test_fewer_images_are_some_of_them():
+    model = repro.models.mlp(64, [6, 5], 10)
+    whole, some = (measure_model(model, "digits", "cumulative", images=n)["cumulative"] for n in (None, 50))
+    assert set((some.accuracy * 50).round(6) % 1) == {0.0}
+    assert whole.n_ablated.equals(some.n_ablated)
+
+
+def test_outputs_name_the_models_own_classes(folder):
+    """A model with more outputs measures as the one whose head is made of those outputs alone, but for the others."""
+    name, wide, narrow = f"folder:{folder / 'images'}", small(8), small(3)
+    outputs = [6, 0, 3]
+    narrow.load_state_dict({k: v[outputs] if k.startswith("head") else v for k, v in wide.state_dict().items()})
+    with torch.no_grad():
+        wide.head.bias[[1, 2, 4, 5, 7]] = -1e4  # never chosen
+    found, truth = (
+        measure_model(model, name, ["single_unit", "selectivity"], outputs=chosen)
+        for model, chosen in ((wide, outputs), (narrow, None))
+    )
+    np.testing.assert_allclose(found["single_unit"].delta_loss, truth["single_unit"].delta_loss, atol=1e-5)
+    classes = np.array([*outputs, -1])
+    assert (found["selectivity"].preferred_class == classes[truth["selectivity"].preferred_class]).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ("^data: expected a repro.data.Dataset", {"data": 3}),
+        ("^analyses: expected some of", {"analyses": []}),
+        ("^analysis: unknown analysis 'curves'", {"analyses": ["curves"]}),
+        ("^stops: cumulative has no such option", {"analyses": {"cumulative": {"stops": 3}}}),
+        ("^outputs: digits has 10 classes (0, 1, 2, 3, 4, …), the model 4", {"model": repro.models.mlp(64, [5], 4)}),
+        ("^x: the model cannot run images", {"model": repro.models.mlp(32, [5], 10)}),
+        ("^model: expected an nn.Module", {"model": "resnet18"}),
+        ("^model: found no unit layer", {"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10))}),
+        ("^layers: the model has no layer 'relu7'", {"layers": ["relu7"]}),
+        ("^images: ", {"images": 0}),
+        ("^outputs: expected 10 different", {"outputs": [0] * 10}),
+    ],
+)
+def test_bad_input_is_named(words, arguments):
+    with pytest.raises(ValueError, match=words.replace("(0", r"\(0").replace("…)", r"…\)")):
+        measure_model(**{"model": repro.models.mlp(64, [5], 10), "data": "digits"} | arguments)
+
+
+def test_a_long_measurement_is_announced(monkeypatch, capsys):
+    model = repro.models.mlp(64, [5], 10)
+    measure_model(model, "digits", "selectivity")
+    assert "at most" not in capsys.readouterr().err
+    monkeypatch.setattr(analyses, "LONG", 0)
+    measure_model(model, "digits", ["selectivity", "single_unit"])
+    told = capsys.readouterr().err
+    assert "this takes at most" in told and "single_unit" in told
+
+
+def test_the_model_is_handed_back_as_it_came(folder):
+    model = Functional(classes=3).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    measure_model(model, f"folder:{folder / 'images'}", "selectivity")
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kept", [["cumulative"], ["single_unit"], ["noise", "selectivity"]])
+def test_the_page_shows_what_was_measured(kept, tmp_path):
+    tables = measure_model(repro.models.mlp(64, [6, 5], 10), "digits", kept, images=50)
+    page = summary.write(tables, tmp_path).read_text()
+    assert ("AUC" in page) == ("cumulative" in kept)
+    assert ("raises the loss most" in page) == ("single_unit" in kept)
+    assert ("dead units" in page) == ("selectivity" in kept)
+    assert (tmp_path / "summary.png").exists() == (kept != ["single_unit"])
