@@ -1,0 +1,338 @@
+"""The rules for the paper's fifteen claims, fixed before any network was trained."""
+
+import numpy as np
+import pandas as pd
+
+from repro.ablation import auc
+from repro.claims.statistics import mean_over, spearman
+from repro.claims.tables import (
+    CURVE,
+    alive_units,
+    areas_of,
+    arm_means,
+    correlations,
+    corruption_arms,
+    curves_of,
+    networks_of,
+    one_curve,
+    over_units,
+    size_notes,
+    with_arms,
+)
+from repro.claims.verdicts import NOT_REPRODUCED, Effect, claim, grade, two
+
+MEMORIZED = 0.99  # training accuracy that both arms of C5b must reach
+
+
+@claim("C1", "1a-c", "corruption", *CURVE, per_dataset=True)
+def _c1(table, boot):
+    """Networks that memorized corrupted labels rely more on single directions."""
+    arms, fractions = corruption_arms(table, least=0.2)
+    values = boot.networks(areas_of(table, arms.index, boot), arms)
+    rho = Effect.of("ρ(corruption, AUC)", spearman(arms, values))
+    mean = arm_means(values, arms)
+    falls = [Effect.of(f"AUC(0) − AUC({f:g})", mean[0] - mean[f]) for f in fractions]
+    return [rho, *falls], two(rho.below(-0.5), all(e.above(0) for e in falls)), size_notes(arms)
+
+
+@claim("C2", "2a-b", "corruption", "repeat", "scale", "accuracy", per_dataset=True)
+def _c2(table, boot):
+    """Networks that memorized corrupted labels tolerate several times less noise on their units."""
+    arms, fractions = corruption_arms(table, least=0.4)
+    chance = 1 / table["classes"].iloc[0] if "classes" in table else 0.1
+    log_scales, censored = {network: [] for network in arms.index}, 0
+    for (network, _), curve in curves_of(table, "network", "repeat", x="scale"):
+        scale, outside = _half_way(*curve, chance)
+        log_scales[network].append(np.log(scale))
+        censored += outside
+    values = boot.networks([boot.orders(v) for v in log_scales.values()], arms)
+    rho = Effect.of("ρ(corruption, s)", spearman(arms, values))
+    mean = arm_means(values, arms)  # of logarithms: noise lives on a log axis, s(f) is a geometric mean
+    ratios = [Effect.of(f"s(0) / s({f:g})", np.exp(mean[0] - mean[f])) for f in fractions]
+    notes = [*size_notes(arms, "repeats"), f"half way lies outside the scales in {censored} runs"]
+    return [rho, *ratios], two(rho.below(-0.5), all(e.above(1.5) for e in ratios)), notes
+
+
+@claim("C3a", "3a", "train_accuracy", "test_accuracy", *CURVE)
+def _c3a(table, boot):
+    """Of networks trained alike, those that generalize best are the most robust to ablation."""
+    networks = networks_of(table, "train_accuracy", "test_accuracy")
+    error = networks["train_accuracy"] - networks["test_accuracy"]
+    k = min(5, len(error) // 2)
+    if k == 0:
+        raise ValueError("table: C3a needs at least two networks")
+    ascending = error.sort_values(kind="stable").index  # ties keep the table's order
+    chosen = [*ascending[:k], *ascending[-k:]]
+    arms = np.repeat(["best", "worst"], k)
+    mean = arm_means(boot.networks(areas_of(table, chosen, boot), arms), arms)
+    effect = Effect.of(f"AUC(best {k}) − AUC(worst {k})", mean["best"] - mean["worst"])
+    notes = [f"best and worst {k} of {len(error)} networks by generalization error"]
+    return [effect], grade(effect.above(0), effect.estimate > 0), notes
+
+
+@claim("C3b", "3b", "train_accuracy", "test_accuracy", *CURVE)
+def _c3b(table, boot):
+    """Networks trained alike have the lower an AUC the larger their generalization error."""
+    networks = networks_of(table, "train_accuracy", "test_accuracy")
+    train, test = (np.tile(networks[[c]], boot.size) for c in networks)  # (networks, draws)
+    normalised, raw = (areas_of(table, networks.index, boot, normalize) for normalize in (True, False))
+    within = np.stack([normalised, raw, train, test], axis=-1)
+    normalised, raw, train, test = np.moveaxis(boot.networks(within), -1, 0)
+    error = train - test
+    rho = Effect.of("ρ(normalised AUC, generalization error)", spearman(normalised, error))
+    given = "given training accuracy"
+    beside = {
+        f"ρ(normalised AUC, generalization error) {given}": spearman(normalised, error, given=train),
+        "ρ(raw AUC, generalization error)": spearman(raw, error),
+        f"ρ(raw AUC, generalization error) {given}": spearman(raw, error, given=train),
+        "ρ(normalised AUC, test error)": spearman(normalised, -test),
+    }
+    effects = [rho, *(Effect.of(name, draws, judged=False) for name, draws in beside.items())]
+    notes = [
+        *size_notes([0] * len(networks)),
+        "normalised AUC: divided by the unablated accuracy, as in panel 3b",
+    ]
+    return effects, grade(rho.below(0), rho.estimate < 0), notes
+
+
+@claim("C4a", "4a", "epoch", "test_loss", *CURVE)
+def _c4a(table, boot):
+    """AUC begins to fall where training and test loss part ways."""
+    within = []
+    for epochs, area, loss in _snapshots(table, boot):
+        epochs = np.maximum(epochs, 1)  # epoch 0 has no logarithm
+        ratio = np.log2(epochs[area.argmax(axis=1)] / epochs[loss.argmin()])
+        within.append(np.stack([area[:, -1] - area.max(axis=1), ratio], axis=-1))
+    values = boot.networks(within).mean(axis=1)
+    fall = Effect.of("AUC(last) − max AUC", values[:, 0])
+    ratio = Effect.of("log2(epoch of highest AUC / epoch of lowest test loss)", values[:, 1])
+    notes = [*size_notes([0] * len(within)), "the fall is biased below 0: a maximum also picks up noise"]
+    return [fall, ratio], two(fall.below(0), ratio.low >= -1 and ratio.high <= 1), notes
+
+
+@claim("C4b", "4b", "epoch", "test_loss", *CURVE, paper="Spearman −0.728 †")
+def _c4b(table, boot):
+    """Along training, AUC and test loss are negatively related."""
+    within = [spearman(area, loss) for _, area, loss in _snapshots(table, boot)]
+    rho = Effect.of("ρ(AUC, test loss) over snapshots", mean_over(boot.networks(within)))
+    return [rho], grade(rho.below(0), rho.estimate < 0), size_notes([0] * len(within))
+
+
+@claim(
+    *("C4c", "4c", "lr", "batch_size", "train_accuracy", "test_accuracy", *CURVE),
+    paper="Spearman 0.914 †; among the best 1 / 5 / 10 of 48 in 13 / 83 / 98 % †; costs 1 ± 1.1 % †",
+)
+def _c4c(table, boot):
+    """Over learning rates and batch sizes, AUC tells test accuracy well enough to choose by it."""
+    networks = networks_of(table, "lr", "batch_size", "train_accuracy", "test_accuracy")
+    by = ["network", "order"]
+    for column, normalize in (("auc", False), ("normalised", True)):
+        networks[column] = auc(one_curve(table, *by), by=by, normalize=normalize).groupby("network").mean()
+    settings = networks.groupby(["lr", "batch_size"], sort=False).mean()
+    if len(settings) < 4:
+        raise ValueError(f"table: C4c needs at least four settings of lr and batch_size, got {len(settings)}")
+    picks = boot.picks([0] * len(settings))
+    train, test, area, normalised = settings.to_numpy().T
+    rho = Effect.of("ρ(AUC, test accuracy)", spearman(area[picks], test[picks]))
+    partial = spearman(area[picks], test[picks], given=train[picks])
+    beside = {
+        "ρ(normalised AUC, test accuracy)": spearman(normalised[picks], test[picks]),
+        "ρ(AUC, test accuracy) given training accuracy": partial,
+    }
+    effects = [rho, *(Effect.of(name, draws, judged=False) for name, draws in beside.items())]
+    effects += [Effect(name, value, judged=False) for name, value in selection(area, test, boot.rng).items()]
+    notes = [f"{len(networks)} networks in {len(settings)} settings; the interval resamples settings"]
+    return effects, grade(rho.above(0.5), rho.above(0)), notes
+
+
+@claim("C5a", "5a", "dropout", "corruption", *CURVE)
+def _c5a(table, boot):
+    """Dropout protects up to its own fraction; past it only networks trained on clean labels stay robust."""
+    table = table[(table["dropout"] > 0) & table["corruption"].isin([0, 1])]
+    if table.empty:
+        raise ValueError("table: C5a needs networks with dropout above 0 and corruption 0 and 1")
+    networks = networks_of(table, "dropout", "corruption")
+    rates, arms = sorted(networks["dropout"].unique()), networks.agg(tuple, axis=1)
+    absent = [f"dropout {p:g}, corruption {c}" for p in rates for c in (0, 1) if (p, c) not in set(arms)]
+    if absent:
+        raise ValueError(f"table: C5a needs networks with {'; '.join(absent)}")
+    seen = {network: [] for network in arms.index}  # per order: accuracy lost at p, accuracy at p + 0.2
+    for (network, _), (x, y) in curves_of(table, "network", "order"):
+        p = arms[network][0]
+        seen[network].append([y[0] - np.interp(p, x, y), np.interp(p + 0.2, x, y)])
+    mean = arm_means(boot.networks([boot.orders(v) for v in seen.values()], arms), arms)
+    lost = [Effect.of(f"lost at dropout {p:g}, corruption {c:g}", v[:, 0]) for (p, c), v in mean.items()]
+    gaps = [Effect.of(f"clean − corrupted at {p:g} + 0.2", (mean[p, 0] - mean[p, 1])[:, 1]) for p in rates]
+    verdict = two(all(e.below(0.05) for e in lost), all(e.above(0) for e in gaps))
+    return [*lost, *gaps], verdict, size_notes(arms)
+
+
+@claim("C5b", "5b", "batch_norm", "train_accuracy", *CURVE)
+def _c5b(table, boot):
+    """Batch normalization makes networks more robust to ablation."""
+    networks = with_arms(networks_of(table, "batch_norm", "train_accuracy"), "batch_norm", True, False)
+    arms = networks.loc[networks["train_accuracy"] >= MEMORIZED, "batch_norm"].astype(bool)
+    notes = [f"left out below {MEMORIZED:.0%} training accuracy: {len(networks) - len(arms)} networks"]
+    name = "AUC with − without batch norm"
+    if arms.nunique() < 2:
+        left = "no network" if arms.empty else f"only networks {'with' if arms.any() else 'without'} batch norm"
+        return [Effect(name, np.nan)], NOT_REPRODUCED, [*notes, f"nothing to compare: {left} left"]
+    mean = arm_means(boot.networks(areas_of(table, arms.index, boot), arms), arms)
+    effect = Effect.of(name, mean[True] - mean[False])
+    return [effect], grade(effect.above(0), effect.estimate > 0), [*notes, *size_notes(arms)]
+
+
+@claim("C6", "6a-b", "batch_norm", "layer", "unit", "selectivity", "mutual_information")
+def _c6(table, boot):
+    """Batch normalization lowers class selectivity and raises mutual information."""
+    arms = with_arms(networks_of(table, "batch_norm"), "batch_norm", True, False)["batch_norm"]
+    pooled, notes = {}, size_notes(arms, "units")
+    for on, word in ((True, "with"), (False, "without")):
+        alive, dead = alive_units(table[table["batch_norm"] == on], "selectivity", "mutual_information")
+        pooled[on] = _pooled(alive, boot, "selectivity", "mutual_information")
+        notes.append(f"{word} batch norm, {dead}")
+    difference = pooled[True] - pooled[False]
+    selectivity = Effect.of("median selectivity with − without batch norm", difference[:, 0])
+    information = Effect.of("mean mutual information with − without batch norm, bits", difference[:, 1])
+    return [selectivity, information], two(selectivity.below(0), information.above(0)), notes
+
+
+@claim(
+    *("C7", "7a-e", "layer", "unit", "selectivity", "delta_loss"),
+    paper="Spearman 0.095 † (MNIST), −0.428 † (CIFAR-10), none (ImageNet)",
+    per_dataset=True,
+)
+def _c7(table, boot):
+    """Class selectivity of a unit is a poor predictor of its importance."""
+    return _poor_predictor(table, boot, "selectivity")
+
+
+@claim("CA1", "A1", "value", *CURVE)
+def _ca1(table, boot):
+    """Ablating to zero is less damaging than ablating to the mean."""
+    by = ["network", "value", "order"]
+    areas = auc(one_curve(with_arms(table, "value", "zero", "mean"), *by), by=by).unstack("value")
+    difference = (areas["zero"] - areas["mean"]).dropna()  # of the same order in the same network
+    if difference.empty:
+        raise ValueError("table: CA1 needs networks with both values, zero and mean, of the same orders")
+    within = [boot.orders(orders) for _, orders in difference.groupby("network", sort=False)]
+    effect = Effect.of("AUC to zero − AUC to the mean", boot.networks(within).mean(axis=1))
+    return [effect], grade(effect.above(0), effect.estimate > 0), size_notes([0] * len(within))
+
+
+@claim("CA2", "A2a-b", "layer", "unit", "selectivity", per_dataset=True)
+def _ca2(table, boot):
+    """Class selectivity rises with depth."""
+    alive, dead = alive_units(table, "selectivity")
+    layers = table["layer"].unique()  # in forward order
+
+    def statistic(units):
+        selectivity = units["selectivity"].to_numpy()
+        depth, member = np.unique(pd.Index(layers).get_indexer(units["layer"]), return_inverse=True)
+        member = np.eye(len(depth))[member]  # (units, layers)
+
+        def rho(counts):
+            with np.errstate(invalid="ignore"):  # a layer none of whose units was drawn: this draw has no ρ
+                return spearman(depth, (counts * selectivity) @ member / (counts @ member))
+
+        return rho
+
+    effect = Effect.of("ρ(depth, mean selectivity)", over_units(alive, boot, statistic)[:, 0])
+    notes = [f"{len(layers)} layers", dead, *size_notes([0] * table["network"].nunique(), "units")]
+    return [effect], grade(effect.above(0.5), effect.above(0)), notes
+
+
+@claim("CA3", "A3a-b", "model", "layer", "unit", "selectivity", "l1_norm")
+def _ca3(table, boot):
+    """Selectivity has no relation to a filter's L1 norm on ImageNet and a negative one on CIFAR-10."""
+    networks = with_arms(networks_of(table, "model"), "model", "convnet", "resnet50")
+    alive, dead = alive_units(table, "selectivity", "l1_norm")
+    rhos = [
+        correlations(alive[alive["model"] == model], boot, "selectivity", "l1_norm")[:, 0]
+        for model in ("convnet", "resnet50")
+    ]
+    cifar = Effect.of("ρ on CIFAR-10 (convnet)", rhos[0])
+    imagenet = Effect.of("ρ on ImageNet (resnet50)", rhos[1])
+    none = imagenet.above(-0.5) and imagenet.below(0.5)
+    return [cifar, imagenet], two(cifar.below(0.3), none), [dead, *size_notes(networks["model"], "units")]
+
+
+@claim("CA4", "A4a-e", "layer", "unit", "mutual_information", "delta_loss", per_dataset=True)
+def _ca4(table, boot):
+    """Mutual information of a unit with the class is a poor predictor of its importance."""
+    return _poor_predictor(table, boot, "mutual_information")
+
+
+# Parts of some claims -----------------------------------------------------------------------------------------------
+
+
+def _half_way(scales, accuracy, chance):
+    """Noise scale at which accuracy first is half way from intact (the first) to chance, on a log axis.
+
+    Where that lies outside the positive scales the nearest of them is given, and marked as censored.
+    """
+    half = (accuracy[0] + chance) / 2
+    below = np.flatnonzero((accuracy <= half) & (scales > 0))
+    if len(below) == 0:
+        return scales[-1], True
+    i = below[0]
+    if i == 0 or scales[i - 1] <= 0:
+        return scales[i], True
+    share = (accuracy[i - 1] - half) / (accuracy[i - 1] - accuracy[i])
+    return scales[i - 1] * (scales[i] / scales[i - 1]) ** share, False
+
+
+def _snapshots(table, boot):
+    """Of every network: epochs (E,), AUC with orders resampled (draws, E), test loss (E,)."""
+    by = ["network", "epoch", "order"]
+    areas = auc(one_curve(table, *by), by=by).unstack("order")
+    for network in table["network"].unique():
+        loss = table[table["network"] == network].groupby("epoch")["test_loss"].first().fillna(np.inf)
+        # An order ablates the same units at every epoch, so a network's epochs share each draw of orders.
+        orders = areas.loc[network].loc[loss.index].dropna(axis=1).T
+        yield loss.index.to_numpy(), boot.orders(orders), loss.to_numpy()
+
+
+def selection(area, accuracy, rng, draws=1000):
+    """In random halves of the settings: is the one of highest AUC among the best, and what does it cost?"""
+    half = len(area) // 2
+    best = (1, 5, 10) if half >= 48 else sorted({1, int(np.ceil(half / 10)), int(np.ceil(half / 5))})
+    halves = rng.permuted(np.tile(np.arange(len(area)), (draws, 1)), axis=1)[:, :half]
+    true = accuracy[halves]
+    chosen = np.take_along_axis(true, area[halves].argmax(axis=1, keepdims=True), axis=1)
+    ranked = -np.sort(-true, axis=1)
+    results = {}
+    for k in best:  # a setting as good as the k-th best is among them, for the choice and for chance alike
+        results[f"highest AUC among the best {k} of {half}"] = float((chosen >= ranked[:, [k - 1]]).mean())
+        results[f"chance among the best {k} of {half}"] = float((true >= ranked[:, [k - 1]]).mean())
+    lost = ranked[:, 0] - chosen[:, 0]
+    for name, value in (("mean", lost.mean()), ("SD", lost.std())):
+        results[f"test accuracy lost by choosing so, {name}"] = float(value)
+    return results
+
+
+def _pooled(alive, boot, x, y):
+    """Median of x and mean of y over the units of all networks: (draws, 2), NaN if no unit is alive."""
+    units = [units[[x, y]].to_numpy(dtype=float) for _, units in alive.groupby("network", sort=False)]
+    results = np.full((boot.size, 2), np.nan)
+    for draw, picks in enumerate(boot.picks([0] * len(units)) if units else ()):
+        drawn = [units[k] if draw == 0 else boot.rng.choice(units[k], len(units[k])) for k in picks]
+        pool = np.concatenate(drawn)
+        results[draw] = np.median(pool[:, 0]), pool[:, 1].mean()
+    return results
+
+
+def _poor_predictor(table, boot, x):
+    """The rule of C7 and CA4: ρ with importance is weak over all units and within each layer."""
+    alive, dead = alive_units(table, x, "delta_loss")
+    sizes = alive.groupby(["layer", "network"]).size().groupby("layer").max()
+    layers = [layer for layer in table["layer"].unique() if sizes.get(layer, 0) >= 3]
+    rhos = correlations(alive, boot, x, "delta_loss", layers)
+    names = ["all units", *(f"layer {layer}" for layer in layers)][: rhos.shape[1]]
+    effects = [Effect.of(f"ρ({x}, importance) {name}", rhos[:, i]) for i, name in enumerate(names)]
+    inside = all(e.above(-0.5) and e.below(0.5) for e in effects)
+    touches = all(e.low < 0.5 and e.high > -0.5 for e in effects)
+    notes = [dead, *size_notes([0] * table["network"].nunique(), "units")]
+    if few := table["layer"].nunique() - len(layers):
+        notes.append(f"layers left out, with fewer than three living units: {few}")
+    return effects, grade(inside, touches), notes

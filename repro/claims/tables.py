@@ -1,0 +1,95 @@
+"""From a tidy table to what the rules compare: networks and their arms, curves and areas, living units."""
+
+import numpy as np
+import pandas as pd
+
+from repro.ablation import auc
+from repro.claims.statistics import counted_spearman, mean_over
+
+CURVE = ("order", "fraction_ablated", "accuracy")  # columns of a cumulative ablation curve
+
+
+def networks_of(table, *columns):
+    """One row a network, in the table's order, of columns that must be constant within each."""
+    groups = table.groupby("network", sort=False)[list(columns)]
+    varying = groups.nunique(dropna=False).gt(1).any()
+    if varying.any():
+        raise ValueError(f"table: expected one value a network in {', '.join(varying.index[varying])}")
+    return groups.first()
+
+
+def with_arms(table, column, *arms):
+    absent = [f"{column} {arm}" for arm in arms if not (table[column] == arm).any()]
+    if absent:
+        raise ValueError(f"table: needs networks with {' and '.join(absent)}")
+    return table
+
+
+def corruption_arms(table, least):
+    """The networks' corruption, and the fractions from `least` on that are compared with 0."""
+    arms = with_arms(networks_of(table, "corruption").astype(float).round(6), "corruption", 0)["corruption"]
+    fractions = sorted(f for f in arms.unique() if f >= least)
+    if not fractions:
+        raise ValueError(f"table: needs networks with corruption {least} or more")
+    return arms, fractions
+
+
+def one_curve(table, *by, x="fraction_ablated"):
+    """The table, once it is sure that it holds one curve per `by`."""
+    if table.duplicated([*by, x]).any():
+        raise ValueError(f"table: expected one row per {', '.join([*by, x])}; are epochs or values mixed?")
+    if table["accuracy"].isna().any():
+        raise ValueError("table: expected an accuracy in every row, got NaN")
+    return table
+
+
+def curves_of(table, *by, x="fraction_ablated"):
+    for key, curve in one_curve(table, *by, x=x).sort_values(x).groupby(list(by)):
+        yield key, (curve[x].to_numpy(dtype=float), curve["accuracy"].to_numpy(dtype=float))
+
+
+def areas_of(table, networks, boot, normalize=False):
+    """AUC of each of these networks, orders resampled: (networks, draws)."""
+    by = ["network", "order"]
+    areas = auc(one_curve(table, *by), by=by, normalize=normalize).groupby("network")
+    return np.stack([boot.orders(areas.get_group(network)) for network in networks])
+
+
+def alive_units(table, *columns):
+    """Units that are not dead and have a value in every column, and a note on the others."""
+    dead = table[list(columns)].isna().any(axis=1)
+    if "dead" in table:
+        dead |= table["dead"].astype(bool)
+    return table[~dead], f"dead units, left out: {dead.mean():.1%}"
+
+
+def size_notes(arms, within="orders"):
+    """Notes on the number of networks; `arms` has one entry a network."""
+    sizes = pd.Series(arms).value_counts()
+    each = f" in {len(sizes)} arms of at least {sizes.min()}" if len(sizes) > 1 else ""
+    few = {1: f"one network an arm: the interval reflects {within} only", 2: "two networks an arm: rough"}
+    return [f"networks: {sizes.sum()}{each}", *([few[sizes.min()]] if sizes.min() in few else [])]
+
+
+def arm_means(values, arms):
+    """Mean over the networks of each arm: (draws, networks, …) -> {arm: (draws, …)}."""
+    codes, names = pd.factorize(pd.Series(arms))
+    return {name: values[:, codes == code].mean(axis=1) for code, name in enumerate(names)}
+
+
+def over_units(alive, boot, statistic):
+    """Mean over networks of what `statistic(units)`, a function of counts, gives: (draws, k)."""
+    within = [boot.units(len(units), statistic(units)) for _, units in alive.groupby("network", sort=False)]
+    values = mean_over(boot.networks(within)) if within else np.full(boot.size, np.nan)
+    return values.reshape(boot.size, -1)
+
+
+def correlations(alive, boot, x, y, layers=()):
+    """ρ of x and y over a network's units and within each layer, mean over networks: (draws, 1 + layers)."""
+
+    def statistic(units):
+        a, b = units[x].to_numpy(dtype=float), units[y].to_numpy(dtype=float)
+        parts = [slice(None), *((units["layer"] == layer).to_numpy() for layer in layers)]
+        return lambda counts: np.stack([counted_spearman(a[p], b[p], counts[:, p]) for p in parts], axis=-1)
+
+    return over_units(alive, boot, statistic)

@@ -1,0 +1,175 @@
+"""What the test of a claim comes to: effects with intervals, a verdict, a scorecard; and which claims there are."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+
+from repro.claims.statistics import Bootstrap
+
+REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
+
+
+# -------------------------------------------------------------------------------------------- what comes out
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An effect size and its 95 % interval, NaN where there is none. Unjudged ones stand beside the rule."""
+
+    name: str
+    estimate: float
+    low: float = np.nan
+    high: float = np.nan
+    judged: bool = True
+
+    @classmethod
+    def of(cls, name, draws, judged=True):
+        """From draws (draws,), the estimate first. Draws without a value (constant input) are left out."""
+        low = high = np.nan
+        if np.isfinite(draws[0]) and np.isfinite(draws[1:]).any():
+            low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
+        return cls(name, float(draws[0]), float(low), float(high), judged)
+
+    def above(self, bound):
+        return self.low > bound
+
+    def below(self, bound):
+        return self.high < bound
+
+    def __str__(self):
+        interval = "" if np.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"
+        numbers = f"{self.estimate:.3g}{interval}"
+        return f"{self.name} {numbers.replace('-', '−')}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one table says about one claim."""
+
+    claim: str
+    subject: str  # which networks on which data: "mlp on digits"
+    statement: str
+    effects: tuple[Effect, ...]
+    verdict: str  # "reproduced", "partly" or "not reproduced"
+    paper: str  # the paper's number, "" where it gives none
+    notes: tuple[str, ...] = ()
+
+    def __str__(self):
+        head = f"{self.claim}, {self.subject}: {self.verdict.upper()}."
+        return f"{head} {self.statement}\n  {_brief(self.effects)}"
+
+    def _repr_markdown_(self):
+        lines = [f"**{self.claim}, {self.subject}: {self.verdict}.** {self.statement}", ""]
+        lines += [f"- {effect}" + ("" if effect.judged else " *(not judged)*") for effect in self.effects]
+        lines += [f"- paper: {self.paper}"] if self.paper else []
+        return "\n".join(lines + [f"- *{note}*" for note in self.notes])
+
+    def to_dict(self):
+        """Plain dicts, lists, strings and numbers, ready for JSON; NaN, which JSON lacks, becomes None."""
+        effects = [{k: None if v != v else v for k, v in asdict(effect).items()} for effect in self.effects]
+        return asdict(self) | {"effects": effects, "notes": list(self.notes)}
+
+
+def _brief(effects, most=3):
+    judged = [str(effect) for effect in effects if effect.judged]
+    return "; ".join(judged[:most]) + (f"; and {len(judged) - most} more" if len(judged) > most else "")
+
+
+def scorecard(verdicts: Iterable[Verdict | dict]) -> str:
+    """Markdown, one row a verdict (or its `to_dict`) with its first three judged effects; later work by itself."""
+    rows: dict[bool, list] = {False: [], True: []}
+    for verdict in verdicts:
+        v = verdict.to_dict() if isinstance(verdict, Verdict) else verdict
+        ours = _brief(Effect(**{k: np.nan if x is None else x for k, x in e.items()}) for e in v["effects"])
+        cells = [v["claim"], v["statement"], v["subject"], v["paper"] or "–", ours, f"**{v['verdict']}**"]
+        rows[v["claim"].startswith("X")].append([cell.replace("|", "\\|") for cell in cells])
+    table = _markdown("paper", rows[False])
+    table += "\n\n† quoted from memory, not read again in the paper" if "†" in table else ""
+    return table + (f"\n\n## Later work\n\n{_markdown('source', rows[True])}" if rows[True] else "")
+
+
+def _markdown(source, rows):
+    head = ("claim", "statement", "about", source, "ours, 95 % interval", "verdict")
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
+
+
+# ------------------------------------------------------------------------------------------------- the claims
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim's statement, the panel that shows it, the paper's number, and what judges it."""
+
+    statement: str
+    panel: str
+    paper: str
+    columns: tuple[str, ...]  # what its table needs beside `network`
+    per_dataset: bool  # the rule is for one data set at a time
+    judge: Callable  # (table, bootstrap) -> (effects, verdict, notes)
+
+
+CLAIMS: dict[str, Claim] = {}
+
+
+def claim(claim_id, panel, *columns, paper="", per_dataset=False):
+    """Register a judge, whose docstring is the claim's statement."""
+
+    def register(judge):
+        CLAIMS[claim_id] = Claim(judge.__doc__, panel, paper, columns, per_dataset, judge)
+        return judge
+
+    return register
+
+
+def check(claim_id: str, table: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> Verdict:
+    """Judge one claim by its table.
+
+    Parameters
+    ----------
+    claim_id : str
+        A key of `CLAIMS`, such as "C3b".
+    table : DataFrame
+        One table per claim and data set, from `experiment.measure`, merged so that it has the columns
+        `network` and `CLAIMS[claim_id].columns`; `model` and `dataset` tell what the verdict is about.
+    resamples, seed : int
+        Number of bootstrap resamples and the seed that makes them the same in every run.
+
+    Raises
+    ------
+    ValueError
+        For an unknown claim, an empty table, a missing column or arm, several data sets where the claim is
+        judged per data set, or several curves where one was expected.
+    """
+    if claim_id not in CLAIMS:
+        raise ValueError(f"claim_id: expected one of {', '.join(CLAIMS)}, got {claim_id!r}")
+    claim = CLAIMS[claim_id]
+    missing = [column for column in ("network", *claim.columns) if column not in table]
+    if missing:
+        raise ValueError(f"table: {claim_id} needs the missing columns {', '.join(missing)}")
+    if table.empty:
+        raise ValueError(f"table: {claim_id} needs rows, but the table is empty")
+    about = [column for column in ("model", "dataset") if column in table]
+    subjects = table[about].drop_duplicates().astype(str).agg(" on ".join, axis=1).tolist() if about else []
+    if claim.per_dataset and len(subjects) > 1:
+        raise ValueError(f"table: {claim_id} is judged per data set, got {', '.join(subjects)} in one table")
+
+    effects, verdict, notes = claim.judge(table, Bootstrap(resamples, seed))
+    undefined = [effect.name for effect in effects if effect.judged and np.isnan(effect.estimate)]
+    if undefined:
+        verdict = NOT_REPRODUCED
+        notes = [*notes, f"undefined, from constant or too few values: {', '.join(undefined)}"]
+    if claim_id != "CA3" and "epochs" in table and table["epochs"].nunique() > 1:
+        notes = [*notes, "the networks did not train equally long"]
+    subject = ", ".join(subjects)
+    return Verdict(claim_id, subject, claim.statement, tuple(effects), verdict, claim.paper, tuple(notes))
+
+
+def grade(reproduced, partly):
+    return REPRODUCED if reproduced else PARTLY if partly else NOT_REPRODUCED
+
+
+def two(first, second):
+    """The rule of two conditions: both, or one of the two."""
+    return grade(first and second, first or second)
