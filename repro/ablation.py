@@ -266,7 +266,7 @@ def _curves_in_chain(links: Sequence[Link], cut: Cut, plans, bar, x, y) -> torch
             elif now < before and outputs != 0:
                 first.subtract(z[:, :outputs], own[:, now:before], first.weight[:outputs, now:before])
             before = now
-            a = z[:, :outputs].clone()
+            a = z[:, :outputs]
             for link, kept, outs in zip(rest, [outputs, *above], above, strict=False):
                 a = link(a, kept, outs)
             found.append(scores(a, y))

@@ -226,7 +226,7 @@ class Link:
 
     layer: str | None  # whose units may be ablated here
     shape: torch.Size  # of one image's z: (C,) or (C, H, W)
-    before: list[Callable] = field(default_factory=list)  # these operations may overwrite what they are given
+    before: list[Callable] = field(default_factory=list)
     after: list[Callable] = field(default_factory=list)
     weight: torch.Tensor | None = None  # a convolution's (O, C, h, w); or (O, C, P), P numbers a channel
     convolution: dict | None = None  # stride, padding, dilation
@@ -234,11 +234,11 @@ class Link:
     constant: torch.Tensor | None = None  # (1, O, ...)
 
     def __call__(self, z: torch.Tensor, kept: int | None = None, outputs: int | None = None) -> torch.Tensor:
-        """z' (n, outputs, ...) from z (n, kept, ...) with only the first `kept` units present; z is overwritten."""
+        """z' (n, outputs, ...) from z (n, kept, ...) with only the first `kept` units present."""
         return self.sum(self.terms(self.activation(z), kept), outputs)
 
     def activation(self, z: torch.Tensor) -> torch.Tensor:
-        """h, of the shape of z, which is overwritten."""
+        """h, of the shape of z."""
         for operation in self.before:
             z = operation(z)
         return z
@@ -253,7 +253,7 @@ class Link:
         """z' (n, outputs, ...) = constant + Σ_k mix_k(d_k) over the units present, d (n, kept, ...)."""
         constant, kept = self.constant[:, :outputs], d.shape[1]
         if kept == 0 or outputs == 0:  # a fully ablated layer is set, never reached by subtraction
-            return constant.expand(len(d), *constant.shape[1:]).clone()  # a copy, as the next link may overwrite it
+            return constant.expand(len(d), *constant.shape[1:])
         return self.mix(d, self.weight[:outputs, :kept]) + constant
 
     def mix(self, d: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -277,9 +277,8 @@ def _extend(links: list[Link], step: Step) -> bool:
     if flatten or isinstance(module, NOTHING) or (step.function == "flatten" and step.args == (1,)):
         return True  # a linear layer's columns are counted by channel
     if isinstance(module, CHANNELWISE) or step.function in CHANNELWISE_FUNCTIONS:
-        operation = torch.relu_ if isinstance(module, nn.ReLU) or step.function == "relu" else step.run
-        link.after.append(operation)
-        link.value = None if link.value is None else operation(link.value.clone())
+        link.after.append(step.run)
+        link.value = None if link.value is None else step.run(link.value)
         return True
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return len(links) > 1 and not (link.layer or link.after) and _fold(module, links[-2])
