@@ -13,10 +13,11 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from repro import models
-from repro.training import Recipe, Run, one_thread
+from repro.training import Group, Recipe, Run, one_thread
 
 
 @contextlib.contextmanager
@@ -85,6 +86,75 @@ def _step(model, optimizer, images, labels):
     optimizer.step()
 
 
+def grouped(device, members, n):
+    """Seconds of an epoch for MLPs trained as one program, and one after another (four of them, scaled)."""
+    recipes = [Recipe("mnist", "mlp", width=512, lr=0.05, batch_size=256, epochs=3, seed=i) for i in range(members)]
+    group = Group(recipes, torch.device(device))
+    group.advance()
+    _wait(device)
+    start = time.perf_counter()
+    group.advance()
+    _wait(device)
+    together = time.perf_counter() - start
+    return together, sum(ours(recipe, device) for recipe in recipes[:4]) / 4 * members
+
+
+def convnet_share(device, batch_size=512, steps=20):
+    """The 11-layer ConvNet's training in bfloat16 as a share of a bfloat16 matrix product's rate; images a second."""
+    model = models.convnet().to(device, memory_format=torch.channels_last).train()
+    compiled = torch.compile(model) if device == "cuda" else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+    x = torch.randn(batch_size, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    y = torch.randint(10, (batch_size,), device=device)
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(x), y).backward()
+
+    def step():
+        with torch.autocast(device, torch.bfloat16):
+            loss = F.cross_entropy(compiled(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    a = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16)
+    taken, product = _each(step, device, steps), _each(lambda: a @ a, device, steps)
+    return counter.get_total_flops() / taken / (2 * len(a) ** 3 / product), batch_size / taken
+
+
+def _each(function, device, times):
+    """Seconds a call, after some to warm up."""
+    for _ in range(5):
+        function()
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        function()
+    _wait(device)
+    return (time.perf_counter() - start) / times
+
+
+def _wait(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def on_gpu(device="cuda", members=64, n=20_000, **convnet):
+    """A table of what is only worth timing on a GPU."""
+    with made_mnist(n):
+        together, apart = grouped(device, members, n)
+    share, images = convnet_share(device, **convnet)
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU, a trial of the code"
+    return "\n".join(
+        [
+            f"| on a GPU ({name}) | | | must |",
+            "|---|--:|--:|--:|",
+            f"| {members} MLPs 2 × 512 as one program, one epoch | {together:.2f} s | | |",
+            f"| one after another | {apart:.2f} s | **{apart / together:.0f}×** | 20× |",
+            f"| 11-layer ConvNet, bfloat16, share of a matrix product's rate | {images:,.0f} images/s | **{share:.0%}** | 30 % |",
+        ]
+    )
+
+
 def markdown(quick=False):
     """A table of what was timed."""
     n, batch_size = (1000 if quick else 20_000), 128
@@ -98,4 +168,7 @@ def markdown(quick=False):
         f"| `DataLoader` over torchvision's MNIST | {n / theirs:,.0f} | **{theirs / own:.1f}×** as fast | 3× |",
         f"| bare forward and backward on one random batch | {n / least:,.0f} | **{least / own:.2f}×** as fast | 0.8× |",
     ]
-    return "\n".join(rows)
+    text = "\n".join(rows)
+    if torch.cuda.is_available():
+        return f"{text}\n\n{on_gpu()}"
+    return f"{text}\n\nNot timed on a GPU: none here."
