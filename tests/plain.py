@@ -51,6 +51,12 @@ def loss_and_accuracy(z, y):
     return F.cross_entropy(z.double(), y).item(), (z.argmax(1) == y).double().mean().item()
 
 
+def ties(z):
+    """Share of images whose two highest logits lie within 1e-4: rounding may decide for either."""
+    first, second = z.topk(2, dim=1).values.T
+    return (first - second < 1e-4).double().mean().item()
+
+
 def activations(model, x, layers):
     """{layer: (N, C) or (N, C, H, W)}"""
     kept = {name: [] for name in layers}
@@ -105,9 +111,10 @@ def single_unit(model, x, y, layers, value="zero", x_fit=None, units=None):
     intact = loss_and_accuracy(logits(model, x), y)
     rows = []
     for name, k in units:
-        loss, accuracy = loss_and_accuracy(logits(model, x, clamped(mask(layers, [(name, k)]), constant)), y)
-        rows.append((name, k, loss, accuracy, loss - intact[0], accuracy - intact[1]))
-    return pd.DataFrame(rows, columns=["layer", "unit", "loss", "accuracy", "delta_loss", "delta_accuracy"])
+        z = logits(model, x, clamped(mask(layers, [(name, k)]), constant))
+        loss, accuracy = loss_and_accuracy(z, y)
+        rows.append((name, k, loss, accuracy, loss - intact[0], accuracy - intact[1], ties(z)))
+    return pd.DataFrame(rows, columns=["layer", "unit", "loss", "accuracy", "delta_loss", "delta_accuracy", "ties"])
 
 
 def cumulative(model, x, y, layers, sequences, counts, value="zero", x_fit=None):
@@ -117,5 +124,5 @@ def cumulative(model, x, y, layers, sequences, counts, value="zero", x_fit=None)
     for order, sequence in enumerate(sequences):
         for n in counts:
             z = logits(model, x, clamped(mask(layers, sequence[:n]), constant))
-            rows.append((order, n, *loss_and_accuracy(z, y)))
-    return pd.DataFrame(rows, columns=["order", "n_ablated", "loss", "accuracy"])
+            rows.append((order, n, *loss_and_accuracy(z, y), ties(z)))
+    return pd.DataFrame(rows, columns=["order", "n_ablated", "loss", "accuracy", "ties"])
