@@ -1,6 +1,7 @@
 """Ablation of single units and of growing sets of units (section 2.2, Figs. 1, 3 to 7 and A1 of Morcos et al. 2018).
 
-To ablate a unit is to clamp its activation, after the nonlinearity, to a constant: 0, or the unit's mean (appendix A.2).
+To ablate a unit is to clamp its activation, after the nonlinearity, to a constant: 0, or the unit's mean (appendix A.2); or,
+as a control, to what it is on other images.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from repro.units import Cut, Link, prepare, progress
 
 SCORED = 2**13  # images scored at once, where that takes longer to start than to do
 MEMORY = 2**28  # bytes of sorted weights kept at once
-VALUES = ("zero", "mean", "mean_per_position")
+VALUES = ("zero", "mean", "mean_per_position", "resampled")
 
 
 def single_unit(
@@ -43,10 +44,11 @@ def single_unit(
         Images and integer labels.
     layers : sequence of str, optional
         Unit layers; all by default.
-    value : {"zero", "mean", "mean_per_position"} or {layer: tensor}
-        What an ablated unit is clamped to; a tensor has shape (C,) or (C, H, W).
+    value : {"zero", "mean", "mean_per_position", "resampled"} or {layer: tensor}
+        What an ablated unit is clamped to; a tensor has shape (C,) or (C, H, W). "resampled": on every image the unit's
+        activation on another, drawn once, for each unit its own; keeps the layers' activations on x_fit in memory.
     x_fit : Tensor, optional
-        Images the means are taken over; `x` by default.
+        Images the means are taken over, or activations are drawn from; `x` by default.
 
     Returns
     -------
@@ -57,10 +59,10 @@ def single_unit(
     cut, x, y = prepare(model, x, y, layers)
     n_units = sum(cut.layers.values())
     with evaluating(model), progress(total=n_units * len(x), desc="single units") as bar:
-        clamp = clamp_values(cut, value, x if x_fit is None else check_images(x_fit, "x_fit"))
-        chains = {layer: cut.chain(layer, {layer: clamp[layer]}) for layer in cut.layers}
-        work = partial(_single_units, cut, clamp, chains, bar)
-        total = sum(cut.map(lambda b: work(x[b], y[b]), len(x), [link for links in chains.values() for link in links]))
+        clamp = clamp_values(cut, value, x if x_fit is None else check_images(x_fit, "x_fit"), len(x))
+        chains = {layer: _chain(cut, layer, {layer: clamp[layer]}) for layer in cut.layers}
+        links = [link for links in chains.values() for link in links]
+        total = sum(cut.map(lambda b: _single_units(cut, _of(clamp, b), chains, bar, x[b], y[b]), len(x), links))
     whole, change = total[:1], total[1:]
     names = [(layer, unit) for layer, units in cut.layers.items() for unit in range(units)]
     columns = score_columns(whole + change, len(x))
@@ -78,7 +80,8 @@ def _single_units(cut: Cut, clamp, chains, bar, x, y) -> torch.Tensor:
             found.append(_without_terms(links, h.pop(layer), y, intact, bar, cut.budget(links)))
         else:
             alone = {layer: torch.eye(cut.layers[layer], dtype=torch.bool, device=cut.device)}
-            found.append(_run_ablated(cut, cut.start(x, [layer]), alone, clamp, y, bar) - found[0])
+            runs = run_ablated(cut, cut.start(x, [layer]), len(x), alone, clamp, bar)
+            found.append(torch.cat([scores(logits, y) for logits in runs]).cpu() - found[0])
     return torch.cat(found)
 
 
@@ -181,16 +184,21 @@ def cumulative(
     where = {"order": np.repeat(np.arange(len(at)), list(map(len, at))), "n_ablated": np.concatenate(at)}
     where["fraction_ablated"] = where["n_ablated"] / sum(cut.layers.values())
     with evaluating(model), progress(total=len(where["order"]) * len(x), desc="cumulative") as bar:
-        clamp = clamp_values(cut, value, x if x_fit is None else check_images(x_fit, "x_fit"))
-        links = cut.chain(next(iter(cut.layers)), clamp)
-        curves = partial(_curves_in_chain, links) if links else partial(_curves, clamp)
+        clamp = clamp_values(cut, value, x if x_fit is None else check_images(x_fit, "x_fit"), len(x))
+        links = _chain(cut, next(iter(cut.layers)), clamp)
+
+        def curves(block: slice, plans) -> torch.Tensor:
+            if links:
+                return _curves_in_chain(links, cut, plans, bar, x[block], y[block])
+            return _curves(_of(clamp, block), cut, plans, bar, x[block], y[block])
+
         at_once = max(1, MEMORY // sum(link.weight.nbytes for link in links)) if links else len(at)
         plan = partial(_sort, links) if links else partial(_masks, cut)
         sums = []
         for first in range(0, len(at), at_once):
             some = slice(first, first + at_once)
             plans = [plan(*pair) for pair in zip(chosen[some], at[some], strict=True)]
-            sums.append(sum(cut.map(lambda b, plans=plans: curves(cut, plans, bar, x[b], y[b]), len(x), links)))
+            sums.append(sum(cut.map(partial(curves, plans=plans), len(x), links)))
     return pd.DataFrame(where | score_columns(torch.cat(sums), len(x)))
 
 
@@ -206,21 +214,20 @@ def _masks(cut: Cut, sequence, counts) -> dict[str, torch.Tensor]:
 def _curves(clamp: Mapping[str, torch.Tensor], cut: Cut, plans, bar, x, y) -> torch.Tensor:
     """Scores of a block of images at all points of all curves, (points, 2), in any network."""
     masks = {name: torch.cat([plan[name] for plan in plans]) for name in cut.layers}
-    return _run_ablated(cut, cut.start(x), masks, clamp, y, bar)
+    runs = run_ablated(cut, cut.start(x), len(x), masks, clamp, bar)
+    return torch.cat([scores(logits, y) for logits in runs]).cpu()
 
 
-def _run_ablated(cut: Cut, tail: Tail, masks: dict[str, torch.Tensor], clamp, y, bar) -> torch.Tensor:
-    """Scores of a block of images with each of some sets of units ablated, {layer: bool (sets, C)}, by running the rest
-    of the network for as many sets at once as the budget allows: (sets, 2)."""
+def run_ablated(cut: Cut, tail: Tail, n: int, masks: dict[str, torch.Tensor], clamp, bar) -> Iterator[torch.Tensor]:
+    """Logits (sets, n, classes) of a block of n images with each of some sets of units ablated, {layer: bool (sets, C)}, by
+    running the rest of the network for as many sets at once as the budget allows."""
     image = max(shape.numel() for shape in cut.shapes.values()) * 4  # bytes
-    at_once = max(1, cut.budget() // (image * len(y))) if tail.repeats else 1
-    found = []
+    at_once = max(1, cut.budget() // (image * n)) if tail.repeats else 1
     for some in zip(*(mask.split(at_once) for mask in masks.values()), strict=True):
         times = len(some[0])
-        logits = tail(_clamping(dict(zip(masks, some, strict=True)), clamp), times)
-        found.append(scores(logits.unflatten(0, (times, -1)), y))
-        bar.update(times * len(y))
-    return torch.cat(found).cpu()
+        logits = tail(_clamping(dict(zip(masks, some, strict=True)), clamp), times).unflatten(0, (times, -1))
+        bar.update(times * n)
+        yield logits
 
 
 def _sort(links: Sequence[Link], sequence, counts):
@@ -335,12 +342,17 @@ def sequences(cut: Cut, orders: int | Sequence, seed: int) -> Iterator[list[tupl
         yield sequence
 
 
-def clamp_values(cut: Cut, value: str | Mapping[str, torch.Tensor], x_fit: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What each unit is clamped to: {layer: (1, C), (1, C, 1, 1) or (1, C, H, W)} on the model's device."""
+def clamp_values(
+    cut: Cut, value: str | Mapping[str, torch.Tensor], x_fit: torch.Tensor, n: int
+) -> dict[str, torch.Tensor]:
+    """What each unit is clamped to: {layer: (1, C), (1, C, 1, 1) or (1, C, H, W)} on the model's device; resampled, on each of
+    n images to a value of its own: (n, C, ...)."""
     if isinstance(value, Mapping):
         return {name: _given(value.get(name), name, shape).to(cut.device) for name, shape in cut.shapes.items()}
     if value not in VALUES:
         raise ValueError(f"value: expected {', '.join(VALUES)} or {{layer: tensor}}, got {value!r}")
+    if value == "resampled":
+        return _resampled(cut, x_fit, n)
     totals = {name: torch.zeros(1, *s, dtype=torch.float64, device=cut.device) for name, s in cut.shapes.items()}
     if value != "zero":
         for _, activations in cut.activations(x_fit.to(cut.device)):
@@ -349,6 +361,27 @@ def clamp_values(cut: Cut, value: str | Mapping[str, torch.Tensor], x_fit: torch
     means = {name: (total / len(x_fit)).float() for name, total in totals.items()}
     per_unit = {name: m if m.ndim == 2 else m.mean((2, 3), keepdim=True) for name, m in means.items()}
     return means if value == "mean_per_position" else per_unit
+
+
+def _resampled(cut: Cut, x_fit: torch.Tensor, n: int) -> dict[str, torch.Tensor]:
+    """Activations on images drawn with replacement, for each unit its own draws: {layer: (n, C, ...)}."""
+    generator, blocks = torch.Generator().manual_seed(0), [h for _, h in cut.activations(x_fit.to(cut.device))]
+    found = {}
+    for name, units in cut.layers.items():
+        h = torch.cat([block.pop(name) for block in blocks])
+        donors = torch.randint(len(h), (n, units), generator=generator).to(cut.device)
+        found[name] = h[donors, torch.arange(units, device=cut.device)]
+    return found
+
+
+def _of(clamp: Mapping[str, torch.Tensor], block: slice) -> dict[str, torch.Tensor]:
+    """What the images of a block are clamped to."""
+    return {name: value if len(value) == 1 else value[block] for name, value in clamp.items()}
+
+
+def _chain(cut: Cut, layer: str, clamp: Mapping[str, torch.Tensor]) -> list[Link]:
+    """The chain from a layer; none where units are clamped to another value on every image."""
+    return cut.chain(layer, clamp) if all(len(value) == 1 for value in clamp.values()) else []
 
 
 def _given(value, name: str, shape: torch.Size) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from repro import ablation, data, noise, selectivity, units
+from repro import ablation, beyond, data, noise, selectivity, units
 from repro.data import Dataset
 from repro.evaluation import evaluating, score_columns, scores
 
@@ -35,20 +35,6 @@ def history(model: nn.Module, x, y, x_test, y_test) -> pd.DataFrame:
     return pd.DataFrame(row)
 
 
-def weights(model: nn.Module, x, y, layers: Sequence[str] | None = None) -> pd.DataFrame:
-    """L1 norm of the incoming weights of every unit (Fig. A3): layer, unit, l1_norm.
-
-    The weights of a unit layer are those of the last convolution or linear layer on the way to it; where a shortcut is
-    added, of the branch, not of the shortcut.
-    """
-    cut = units.Cut(model, x[:2], layers)
-    tables = []
-    for layer, n in cut.layers.items():
-        norm = cut.source(layer).weight.detach().abs().flatten(1).sum(1).cpu().numpy()
-        tables.append(pd.DataFrame({"layer": layer, "unit": np.arange(n), "l1_norm": norm}))
-    return pd.concat(tables, ignore_index=True)
-
-
 @dataclass(frozen=True)
 class Analysis:
     """A measurement of one network: its function, and a version to raise when the same call begins to mean another."""
@@ -64,7 +50,10 @@ ANALYSES = {
     "noise": Analysis(noise.sweep),
     "selectivity": Analysis(selectivity.table),
     "history": Analysis(history, both_splits=True),
-    "weights": Analysis(weights, version=2),
+    "weights": Analysis(beyond.weights, version=2),
+    "class_drops": Analysis(beyond.class_drops),
+    "ranked": Analysis(beyond.ranked, both_splits=True),
+    "projections": Analysis(beyond.projections),
 }
 
 
@@ -72,7 +61,11 @@ ANALYSES = {
 
 OWN = {"single_unit": {}, "cumulative": {}, "noise": {"scales": [0, *np.logspace(-1.5, 1, 11)]}, "selectivity": {}}
 POINTS = ("orders", "steps", "repeats", "scales")  # options that say how often the network is run
-ON_TEST_IMAGES = ("single_unit", "selectivity")  # as in the paper; the others judge a network without held-out data
+ON_TEST_IMAGES = (
+    "single_unit",
+    "selectivity",
+    "class_drops",
+)  # as in the paper; the others judge a network without held-out data
 
 
 def measure_model(

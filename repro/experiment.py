@@ -65,8 +65,8 @@ def measure(
 
     Parameters
     ----------
-    analysis : {"cumulative", "single_unit", "noise", "selectivity", "history", "weights"}
-        history gives train_loss, train_accuracy, test_loss and test_accuracy.
+    analysis : {"cumulative", "single_unit", "noise", "selectivity", "history", "weights", "class_drops", "ranked", "projections"}
+        history gives train_loss, train_accuracy, test_loss and test_accuracy; the last four are in `repro.beyond`.
     recipes : iterable of Recipe
         Networks; those that the store lacks are trained.
     split : {"train", "test"}

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from repro import data, models
 
 FORMAT = 1  # raise when the same recipe begins to mean another network
+SILENT = 1e-3  # mean activation beside which a unit's counts as none in the selectivity of a loss
 STREAMS = ("init", "order", "labels", "dropout")
 SCHEDULES = {  # factor on the learning rate after a share p of all steps
     "constant": lambda p: 1.0,
@@ -72,6 +73,8 @@ class Recipe:
         End after the first epoch without a wrong training image (for exploration only).
     seed : int
         Of initialization, data order, label shuffle and dropout.
+    alpha : float
+        The loss is cross-entropy − alpha · mean class selectivity of the hidden units (Leavitt & Morcos 2021).
 
     Raises
     ------
@@ -98,6 +101,7 @@ class Recipe:
     precision: str = "float32"
     stop_when_memorized: bool = False
     seed: int = 0
+    alpha: float = 0.0
 
     def __post_init__(self):
         def expect(field, holds, what):
@@ -130,6 +134,7 @@ class Recipe:
         number("batch_size", 1, integer=True)
         for field in ("epochs", "seed"):
             number(field, 0, integer=True)
+        number("alpha", -math.inf)
         if self.n_train is not None:
             number("n_train", 1, integer=True)
         for field in ("batch_norm", "stop_when_memorized"):
@@ -221,7 +226,7 @@ class Run:
         self.optimizer = _optimizer(recipe, self.model.parameters(), recipe.lr)
         self.batch_size = min(recipe.batch_size, len(self.x))
         self.steps = len(self.x) // self.batch_size  # an epoch
-        self.forward = torch.compile(self.model) if gpu and images else self.model
+        self.forward = torch.compile(self.model) if gpu and images and not recipe.alpha else self.model
         self.epoch, self.done, self.accuracy = 0, recipe.epochs == 0, 0.0
 
     def advance(self) -> None:
@@ -231,7 +236,8 @@ class Run:
         correct = torch.zeros((), device=self.device)
         self.model.train()
         devices = [] if cpu else [self.device]
-        with one_thread() if cpu else contextlib.nullcontext(), torch.random.fork_rng(devices):
+        recording = activations(self.model) if recipe.alpha else contextlib.nullcontext()
+        with one_thread() if cpu else contextlib.nullcontext(), torch.random.fork_rng(devices), recording as hidden:
             torch.manual_seed(recipe.stream("dropout") + self.epoch)
             for step in range(self.steps):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -241,6 +247,9 @@ class Run:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                     logits = self.forward(self.x[batch]).float()
                     loss = F.cross_entropy(logits, labels)
+                if recipe.alpha:
+                    loss = loss - recipe.alpha * mean_selectivity(hidden, labels)
+                    hidden.clear()
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()
@@ -351,11 +360,11 @@ class Group:
 def together(recipes: Iterable[Recipe]) -> list[list[Recipe]]:
     """Recipes sorted into lists that can train as a `Group`: MLPs that differ in seed, learning rate and corruption.
 
-    One with dropout stays alone: its draws would not be those it makes by itself.
+    One with dropout stays alone: its draws would not be those it makes by itself. So does one with another loss.
     """
     lists: dict[Recipe, list[Recipe]] = {}
     for recipe in recipes:
-        alone = recipe.model != "mlp" or recipe.dropout > 0 or recipe.stop_when_memorized
+        alone = recipe.model != "mlp" or recipe.dropout > 0 or recipe.stop_when_memorized or recipe.alpha != 0
         shape = recipe if alone else replace(recipe, seed=0, lr=1.0, corruption=0.0)
         lists.setdefault(shape, []).append(recipe)
     return list(lists.values())
@@ -371,6 +380,38 @@ def _optimizer(recipe: Recipe, parameters, lr: float) -> torch.optim.Optimizer:
 def _order(recipe: Recipe, epoch: int, n: int) -> torch.Tensor:
     """Order of the n images in an epoch: from the seed and its number alone, so a resumed run needs no random state."""
     return torch.from_numpy(np.random.default_rng((recipe.stream("order"), epoch)).permutation(n))
+
+
+@contextlib.contextmanager
+def activations(model: nn.Module):
+    """Yields a list to which every ReLU appends what it gives, (n, C) or (n, C, H, W), as the model runs."""
+    hidden: list[torch.Tensor] = []
+    kinds = (module for module in model.modules() if isinstance(module, nn.ReLU))
+    handles = [module.register_forward_hook(lambda *call: hidden.append(call[-1])) for module in kinds]
+    try:
+        yield hidden
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def mean_selectivity(hidden: Sequence[torch.Tensor], y: torch.Tensor) -> torch.Tensor:
+    """Class selectivity of units as a batch shows it, mean over each layer's units and then over layers; differentiable.
+
+    A small constant in the denominator makes it 0 for dead units (Leavitt & Morcos 2021), and keeps the gradients of nearly
+    silent ones, which would overflow the weights, at bay.
+    """
+    members = F.one_hot(y).float()
+    members = members[:, members.any(0)]
+    members = members / members.sum(0)  # (n, classes present): an average over each class
+    layers = []
+    for h in hidden:
+        h = h.float() if h.ndim == 2 else h.float().mean((2, 3))
+        means = members.T @ h  # (classes, C)
+        largest = means.amax(0)
+        others = (means.sum(0) - largest) / (len(means) - 1)
+        layers.append(((largest - others) / (largest + others + SILENT)).mean())
+    return torch.stack(layers).mean()
 
 
 def _schedule(recipe: Recipe, step: int, steps: int) -> float:

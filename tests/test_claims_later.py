@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from repro.beyond import class_damage
 from repro.claims import CLAIMS, check, scorecard
-from repro.claims.later import class_damage
 from tests.test_claims import CORRUPTIONS, NO, PARTLY, YES, c3, curves, related, trained, units
 
 NETWORKS = 4

@@ -35,8 +35,12 @@ COLUMNS = {
     "selectivity": ["layer", "unit", "selectivity", "mutual_information", "preferred_class", "dead"],
     "history": ["train_loss", "train_accuracy", "test_loss", "test_accuracy"],
     "weights": ["layer", "unit", "l1_norm"],
+    "class_drops": ["layer", "unit", "class", "share", "delta_accuracy"],
+    "ranked": ["by", "direction", "order", "n_ablated", "fraction_ablated", "loss", "accuracy"],
+    "projections": ["order", "n_ablated", "fraction_ablated", "loss", "accuracy"],
 }
 OPTIONS = {"cumulative": {"orders": 2, "steps": 3}, "noise": {"scales": [0, 1.0], "repeats": 2}}
+OPTIONS |= {"ranked": {"by": ["selectivity"], "steps": 3}, "projections": {"orders": 2, "steps": 3}}
 each_analysis = pytest.mark.parametrize("analysis", COLUMNS)
 
 

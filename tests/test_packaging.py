@@ -165,6 +165,7 @@ ORDER = [
     "ablation",
     "noise",
     "selectivity",
+    "beyond",
     "analyses",
     "training",
     "store",

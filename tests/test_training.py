@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from repro import data, store, training
+from repro import data, selectivity, store, training
 from repro.training import Recipe, Run, train
 
 SMALL = dict(dataset="digits", n_train=128, batch_size=32, epochs=4)
@@ -19,8 +19,10 @@ VARIANTS = {
     "adam": dataclasses.replace(MLP, optimizer="adam", lr=1e-3),
     "dropout": dataclasses.replace(MLP, dropout=0.3),
     "schedule": dataclasses.replace(MLP, schedule="onecycle", weight_decay=1e-2),
+    "penalty": dataclasses.replace(MLP, alpha=-0.5),
     "convnet sgd": CONVNET,
     "convnet adam": dataclasses.replace(CONVNET, optimizer="adam", lr=1e-3),
+    "convnet penalty": dataclasses.replace(CONVNET, alpha=0.5),
     "convnet bfloat16": dataclasses.replace(CONVNET, batch_norm=False, precision="bfloat16"),
     "resnet50": Recipe(**SMALL | {"n_train": 32}, model="resnet50", width=1 / 32, lr=0.01),
 }
@@ -57,7 +59,8 @@ def test_a_member_of_a_group_is_what_it_would_be_alone(change):
 
 def test_only_mlps_of_one_shape_train_together():
     seeds = [dataclasses.replace(MLP, seed=i, corruption=i / 4, lr=0.1 * (i + 1)) for i in range(3)]
-    others = [dataclasses.replace(MLP, epochs=5), VARIANTS["dropout"], dataclasses.replace(CONVNET, seed=1), CONVNET]
+    others = [dataclasses.replace(MLP, epochs=5), VARIANTS["dropout"], VARIANTS["penalty"]]
+    others += [dataclasses.replace(CONVNET, seed=1), CONVNET]
     assert training.together([*seeds, *others]) == [seeds, *([other] for other in others)]
 
 
@@ -196,6 +199,30 @@ def test_without_epochs_a_network_stays_as_it_began():
     assert same(train(recipe).state_dict(), begun)
 
 
+def test_the_penalty_is_the_selectivity_of_the_units_it_sees():
+    run = advanced(dataclasses.replace(MLP, alpha=-0.5), 1)
+    model, images = run.network(), data.load("digits")
+    with training.activations(model) as hidden:
+        model(images.x_test)
+    table = selectivity.table(model, images.x_test, images.y_test)
+    expected = table.selectivity.fillna(0).groupby(table.layer).mean().mean()
+    assert training.mean_selectivity(hidden, images.y_test).item() == pytest.approx(expected, abs=0.01)  # the constant
+    some = images.y_test > 6  # classes that a batch lacks do not count
+    table = selectivity.table(model, images.x_test[some], images.y_test[some])
+    expected = table.selectivity.fillna(0).groupby(table.layer).mean().mean()
+    found = training.mean_selectivity([h[some] for h in hidden], images.y_test[some])
+    assert found.item() == pytest.approx(expected, abs=0.01)
+    assert not any(module._forward_hooks for module in [*run.model.modules(), *model.modules()])
+
+
+def test_the_penalty_moves_selectivity_its_way():
+    images, means = data.load("digits"), []
+    for alpha in (-1, 0, 1):
+        model = train(Recipe("digits", width=32, epochs=8, alpha=alpha))
+        means.append(selectivity.table(model, images.x_test, images.y_test).selectivity.mean())
+    assert means[0] < means[1] - 0.05 and means[2] > means[1] + 0.05
+
+
 def test_training_ends_early_when_asked_to():
     recipe = Recipe("digits", n_train=100, width=64, epochs=200, stop_when_memorized=True)
     run = Run(recipe)
@@ -297,6 +324,7 @@ BAD = {
     "precision": ["float16", None],
     "stop_when_memorized": [None, 0, 1],
     "seed": [-1, 0.5, True, None],
+    "alpha": [float("nan"), float("inf"), "1", None, True],
 }
 
 
@@ -337,6 +365,7 @@ OTHERS = dict(
     precision="bfloat16",
     stop_when_memorized=True,
     seed=1,
+    alpha=0.5,
 )
 
 
@@ -344,8 +373,8 @@ def test_a_key_stays_what_it_is():
     # Stored networks are found by these names: if they change, all are lost. A new field needs a default with
     # which old recipes mean what they meant; failing that, raise training.FORMAT and train everything again.
     assert Recipe("digits").key == "62654f77179ff732"
-    everything = Recipe(**OTHERS)
-    assert everything.key == "24c32b9afa02ebe3"
+    assert Recipe(**OTHERS | {"alpha": 0}).key == "24c32b9afa02ebe3"  # as it was before there was alpha
+    assert Recipe(**OTHERS).key == "93e036ce665c6f28"
 
 
 def test_every_field_counts_in_the_key():

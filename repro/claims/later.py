@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from repro.ablation import auc
+from repro.beyond import class_damage
 from repro.claims.paper import selection
 from repro.claims.statistics import counted_spearman, mean_over, spearman
 from repro.claims.tables import (
@@ -52,17 +53,6 @@ def _x1(table, boot):
     ]
     notes = [dead, *size_notes([0] * table["network"].nunique(), "units")]
     return [*within, *everywhere, *sizes], two(within[0].above(0), within[1].above(0)), notes
-
-
-def class_damage(table):
-    """One row a unit from one row a unit and class: the largest drop of a class's accuracy, that of the unit's
-    preferred class (NaN for dead units), and the drop over all classes; drops are positive."""
-    keys = ["network", "layer", "unit"]
-    table = table.assign(largest_drop=-table["delta_accuracy"], drop=-table["delta_accuracy"] * table["share"])
-    table["preferred_drop"] = table["largest_drop"].where(table["class"] == table["preferred_class"])
-    how = {"largest_drop": "max", "preferred_drop": "max", "drop": "sum"}
-    rest = {column: "first" for column in table if column not in {*keys, *how, "class", "share", "delta_accuracy"}}
-    return table.groupby(keys, sort=False).agg(how | rest).reset_index()
 
 
 # X2: within layers, and ablation in order ----------------------------------------------------------------------------
