@@ -16,7 +16,7 @@ from typing import NamedTuple
 from repro import store
 
 FOLDER = store.HERE / "notebooks"
-NAMES = [*(f"fig{i}" for i in range(1, 8)), *(f"figA{i}" for i in range(1, 5))]
+NAMES = [*(f"fig{i}" for i in range(1, 8)), *(f"figA{i}" for i in range(1, 5)), *(f"x{i}" for i in range(1, 6))]
 
 
 class Refused(Exception):

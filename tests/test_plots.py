@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.legend import Legend
 from matplotlib.text import Text
+from scipy import stats
 
 from repro import plots
 from repro.experiment import Missing
@@ -522,6 +523,37 @@ def test_a_key_names_units_only_where_levels_are_numbers():
     (key,) = ax.findobj(Legend)
     assert key.get_title().get_text() == "corrupted labels (%)"
     assert [text.get_text() for text in key.get_texts()] == ["0", "20", "40", "60", "80", "100"]
+
+
+def test_lines_go_through_the_means_of_networks():
+    ax = axes()
+    table = pd.DataFrame(
+        {"network": list("abcd"), "alpha": [0.0, 0.0, 1.0, 1.0], "test_accuracy": [0.9, 0.8, 0.6, 0.4]}
+    )
+    plots.means(ax, table, "alpha", "test_accuracy")
+    dots, line = ax.lines
+    assert line.get_xydata().tolist() == [[0.0, pytest.approx(85)], [1.0, pytest.approx(50)]]
+    assert len(dots.get_xydata()) == 4
+
+    layers = ["relu1"] * 2 + ["relu2"] * 2
+    table = pd.DataFrame({"network": "n", "epoch": [0, 1, 0, 1], "layer": layers, "rho": [0.1, None, 0.3, 0.4]})
+    ax = axes()
+    table = pd.DataFrame(
+        {"network": "n", "epoch": [0, 1, 0, 1], "layer": ["relu1"] * 2 + ["relu2"] * 2, "rho": [0.1, None, 0.3, 0.4]}
+    )
+    plots.means(ax, table, "epoch", "rho", hue="layer", scale="epochs")
+    assert [len(line.get_xydata()) for line in ax.lines] == [1, 1, 2, 2]
+
+
+def test_rank_correlations_are_those_of_each_network_and_layer():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"network": np.repeat(["a", "b"], 40), "layer": np.tile(np.repeat(["one", "two"], 20), 2)})
+    table = table.assign(selectivity=rng.normal(size=80), delta_loss=rng.normal(size=80), epochs=3)
+    table.loc[3, "selectivity"] = np.nan  # dead
+    found = plots.rank_correlations(table, "selectivity").set_index(["network", "layer"])
+    assert len(found) == 4 and (found.epochs == 3).all()
+    for key, units in table.dropna().groupby(["network", "layer"]):
+        assert found.rho[key] == pytest.approx(stats.spearmanr(units.selectivity, units.delta_loss).statistic)
 
 
 def test_density_integrates_to_one_and_keeps_within_its_bounds():

@@ -12,6 +12,7 @@ Every drawing function takes axes and a table, and writes under the axes what th
 from repro.plots.dots import auc_against, importance, per_network, scatter
 from repro.plots.figure import Figure
 from repro.plots.lines import curves, noise, spread, training
+from repro.plots.means import means, rank_correlations
 from repro.plots.shapes import by_depth, distributions
 from repro.plots.words import depth, layer_name, note
 
@@ -24,9 +25,11 @@ __all__ = [
     "distributions",
     "importance",
     "layer_name",
+    "means",
     "noise",
     "note",
     "per_network",
+    "rank_correlations",
     "scatter",
     "spread",
     "training",

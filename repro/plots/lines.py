@@ -170,7 +170,7 @@ def training(ax, table, log=True, normalize=False):
             dot = {"markeredgecolor": "white", "markeredgewidth": 0.7, "zorder": 4}
             axes.plot(best, points["mean"][best], "o", color=color, **dot)
     if log:
-        _log_epochs(ax, data["epoch"])
+        log_epochs(ax, data["epoch"])
     ax.set_xlim(data["epoch"].min(), data["epoch"].max())
     ax.set_ylim(bottom=0)
     for axis in (ax.xaxis, ax.yaxis, right.yaxis):
@@ -186,7 +186,7 @@ def training(ax, table, log=True, normalize=False):
     return right
 
 
-def _log_epochs(ax, epochs):
+def log_epochs(ax, epochs):
     """A logarithmic axis of epochs; the untrained network, after epoch 0, stands left of the first."""
     first, last = epochs[epochs > 0].min(), epochs.max()
     if untrained := epochs.min() == 0:

@@ -34,13 +34,22 @@ LABELS = {
     "value": ("ablated to", 1),
     "n_train": ("training images", 1),
     "depth": ("layer (depth)", 1),
+    "rho": ("rank correlation with importance", 1),
+    "mean_selectivity": ("mean class selectivity", 1),
+    "folded_l1_norm": ("L1 norm, batch norm folded in", 1),
+    "by": ("in order of", 1),
+    "alpha": ("weight of selectivity in the loss, α", 1),
+    "width": ("units of each hidden layer", 1),
+    "largest_drop": ("largest drop of a class (% points)", 100),
+    "preferred_drop": ("drop of the preferred class (% points)", 100),
+    "drop": ("drop of test accuracy (% points)", 100),
 }
 MODELS = {"mlp": "MLP", "convnet": "ConvNet", "resnet50": "ResNet-50"}
 
 # What recipes can differ in, but for `seed`: networks that differ in it alone are repeats.
 SETTINGS = [
     *("dataset", "n_train", "model", "width", "strides", "batch_norm", "dropout", "init", "corruption"),
-    *("optimizer", "lr", "momentum", "weight_decay", "schedule", "batch_size", "epochs", "precision"),
+    *("optimizer", "lr", "momentum", "weight_decay", "schedule", "batch_size", "epochs", "precision", "alpha"),
 ]
 
 
