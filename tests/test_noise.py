@@ -53,6 +53,22 @@ def test_without_noise_the_network_is_intact(name):
     np.testing.assert_allclose(table.accuracy, accuracy)
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_a_sweep_equals_the_plain_loop_with_the_same_draws(name):
+    model, x, y = EVERY[name]
+    cut = units.Cut(model, x)
+    scales = [0.1, 1.0]
+    table = noise.sweep(model, x, y, scales=scales, repeats=2, seed=4)
+    with evaluation.evaluating(model):
+        spread = noise.standard_deviations(cut, x)
+    for row in table.itertuples():
+        draws = noise._draw(cut, spread, slice(0, len(x)), (4, row.repeat))  # so few images are one block
+        z = plain.logits(model, x, lambda layer, h, d=draws, s=row.scale: h + s * d[layer] if layer in d else h)
+        loss, accuracy = plain.loss_and_accuracy(z, y)
+        assert row.loss == pytest.approx(loss, rel=1e-4)
+        assert abs(row.accuracy - accuracy) <= plain.ties(z) + 1e-9
+
+
 def test_rows_and_seeds():
     model, x, y = EVERY["mlp"]
     table = noise.sweep(model, x, y, scales=[0.1, 1.0], repeats=3)
