@@ -6,6 +6,7 @@ as a control, to what it is on other images.
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +16,10 @@ from itertools import accumulate
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype
 from torch import nn
 
-from repro.evaluation import check_images, check_integer, evaluating, image_scores, score_columns, scores
+from repro.evaluation import check_fit, check_integer, check_scores, evaluating, image_scores, score_columns, scores
 from repro.graph import Tail
 from repro.units import Cut, Link, prepare, progress
 
@@ -59,11 +61,13 @@ def single_unit(
     cut, x, y = prepare(model, x, y, layers)
     n_units = sum(cut.layers.values())
     with evaluating(model), progress(total=n_units * len(x), desc="single units") as bar:
-        clamp = clamp_values(cut, value, x if x_fit is None else check_images(x_fit, "x_fit"), len(x))
+        clamp = clamp_values(cut, value, check_fit(x_fit, x), len(x))
         chains = {layer: _chain(cut, layer, {layer: clamp[layer]}) for layer in cut.layers}
         links = [link for links in chains.values() for link in links]
         total = sum(cut.map(lambda b: _single_units(cut, _of(clamp, b), chains, bar, x[b], y[b]), len(x), links))
     whole, change = total[:1], total[1:]
+    check_scores(whole, "model")
+    check_scores(change, "value")
     names = [(layer, unit) for layer, units in cut.layers.items() for unit in range(units)]
     columns = score_columns(whole + change, len(x))
     columns |= {f"delta_{name}": score_columns(change, len(x))[name] for name in ("loss", "accuracy")}
@@ -184,7 +188,7 @@ def cumulative(
     where = {"order": np.repeat(np.arange(len(at)), list(map(len, at))), "n_ablated": np.concatenate(at)}
     where["fraction_ablated"] = where["n_ablated"] / sum(cut.layers.values())
     with evaluating(model), progress(total=len(where["order"]) * len(x), desc="cumulative") as bar:
-        clamp = clamp_values(cut, value, x if x_fit is None else check_images(x_fit, "x_fit"), len(x))
+        clamp = clamp_values(cut, value, check_fit(x_fit, x), len(x))
         links = _chain(cut, next(iter(cut.layers)), clamp)
 
         def curves(block: slice, plans) -> torch.Tensor:
@@ -199,7 +203,10 @@ def cumulative(
             some = slice(first, first + at_once)
             plans = [plan(*pair) for pair in zip(chosen[some], at[some], strict=True)]
             sums.append(sum(cut.map(partial(curves, plans=plans), len(x), links)))
-    return pd.DataFrame(where | score_columns(torch.cat(sums), len(x)))
+    total = torch.cat(sums)
+    check_scores(total[:1], "model")
+    check_scores(total, "value")
+    return pd.DataFrame(where | score_columns(total, len(x)))
 
 
 def _masks(cut: Cut, sequence, counts) -> dict[str, torch.Tensor]:
@@ -298,10 +305,19 @@ def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool
     Series
         One area a curve, up to the curve's last point, indexed by `by`.
     """
-    by = [by] if isinstance(by, str) else list(by)
-    missing = {*by, "fraction_ablated", "accuracy"} - set(curves.columns)
-    if missing or curves.empty:
+    by = [by] if isinstance(by, str) else by
+    if not isinstance(by, Sequence) or not by or not all(isinstance(name, str) for name in by):
+        raise ValueError(f"by: expected the names of one or several columns, got {by!r}")
+    if not isinstance(normalize, bool | np.bool_):
+        raise ValueError(f"normalize: expected True or False, got {normalize!r}")
+    columns = [*by, "fraction_ablated", "accuracy"]
+    missing = set(columns) - set(curves.columns) if isinstance(curves, pd.DataFrame) else set(columns)
+    if missing or curves.empty or not curves.columns.is_unique:
         raise ValueError(f"curves: expected a table with columns {', '.join(sorted(missing)) or 'and rows'}")
+    numbers = curves[["fraction_ablated", "accuracy"]]
+    if not all(is_numeric_dtype(kind) for kind in numbers.dtypes) or not np.isfinite(numbers.to_numpy(float)).all():
+        raise ValueError("curves: expected finite numbers as fraction_ablated and accuracy")
+    curves, by = curves[columns].loc[:, ~pd.Index(columns).duplicated()], list(dict.fromkeys(by))
 
     def area(curve: pd.DataFrame) -> float:
         curve = curve.sort_values("fraction_ablated")
@@ -317,7 +333,8 @@ def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool
 
 def points(n: int, steps: int) -> np.ndarray:
     """Numbers of ablated units at which a curve is measured, from 0 to n."""
-    return np.unique(np.round(np.linspace(0, n, check_integer("steps", steps, 1) + 1)).astype(int))
+    steps = min(check_integer("steps", steps, 1), n)  # more would repeat points
+    return np.unique(np.round(np.linspace(0, n, steps + 1)).astype(int))
 
 
 def sequences(cut: Cut, orders: int | Sequence, seed: int) -> Iterator[list[tuple[str, int]]]:
@@ -329,7 +346,7 @@ def sequences(cut: Cut, orders: int | Sequence, seed: int) -> Iterator[list[tupl
             yield [everything[i] for i in rng.permutation(len(everything))]
         return
     try:
-        given = [[(name, int(unit)) for name, unit in sequence] for sequence in orders]
+        given = [[(str(name), operator.index(unit)) for name, unit in sequence] for sequence in orders]
     except (TypeError, ValueError) as error:
         raise ValueError(f"orders: expected an integer >= 1 or sequences of (layer, unit), got {orders!r}") from error
     if not given:
@@ -348,8 +365,10 @@ def clamp_values(
     """What each unit is clamped to: {layer: (1, C), (1, C, 1, 1) or (1, C, H, W)} on the model's device; resampled, on each of
     n images to a value of its own: (n, C, ...)."""
     if isinstance(value, Mapping):
-        return {name: _given(value.get(name), name, shape).to(cut.device) for name, shape in cut.shapes.items()}
-    if value not in VALUES:
+        return {
+            name: _given(value.get(name), name, shape, cut.dtype).to(cut.device) for name, shape in cut.shapes.items()
+        }
+    if not isinstance(value, str) or value not in VALUES:
         raise ValueError(f"value: expected {', '.join(VALUES)} or {{layer: tensor}}, got {value!r}")
     if value == "resampled":
         return _resampled(cut, x_fit, n)
@@ -358,7 +377,7 @@ def clamp_values(
         for _, activations in cut.activations(x_fit.to(cut.device)):
             for name, h in activations.items():
                 totals[name] += h.sum(0, dtype=torch.float64)
-    means = {name: (total / len(x_fit)).float() for name, total in totals.items()}
+    means = {name: (total / len(x_fit)).to(cut.dtype) for name, total in totals.items()}
     per_unit = {name: m if m.ndim == 2 else m.mean((2, 3), keepdim=True) for name, m in means.items()}
     return means if value == "mean_per_position" else per_unit
 
@@ -384,12 +403,14 @@ def _chain(cut: Cut, layer: str, clamp: Mapping[str, torch.Tensor]) -> list[Link
     return cut.chain(layer, clamp) if all(len(value) == 1 for value in clamp.values()) else []
 
 
-def _given(value, name: str, shape: torch.Size) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor) or tuple(value.shape) not in (tuple(shape), tuple(shape[:1])):
+def _given(value, name: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    tensor = isinstance(value, torch.Tensor) and not value.is_complex() and value.device.type != "meta"
+    if not tensor or tuple(value.shape) not in (tuple(shape), tuple(shape[:1])):
         raise ValueError(f"value: expected a tensor of shape {tuple(shape[:1])} or {tuple(shape)} for layer {name!r}")
+    value = value.to(dtype)
     if not torch.isfinite(value).all():
         raise ValueError(f"value: expected finite numbers for layer {name!r}")
-    return value.reshape((1, *value.shape) + (1,) * (len(shape) - value.ndim)).float()
+    return value.reshape((1, *value.shape) + (1,) * (len(shape) - value.ndim))
 
 
 def _clamping(masks: Mapping[str, torch.Tensor], clamp: Mapping[str, torch.Tensor]):

@@ -6,6 +6,7 @@ permutes a fraction of the labels and so keeps the number of images in every cla
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -82,8 +83,13 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     ValueError
         Unknown name, missing folder, classes that differ between the splits, damaged or differently sized images.
     """
-    root = Path(root or os.environ.get("REPRO_DATA") or DEFAULT_ROOT)
-    return _load(name if isinstance(name, str) else repr(name), root.resolve())
+    if root is None:
+        root = os.environ.get("REPRO_DATA") or DEFAULT_ROOT
+    try:
+        root = Path(root).resolve()
+    except (TypeError, ValueError, OSError) as error:
+        raise ValueError(f"root: expected a folder, got {root!r:.100} ({error})") from error
+    return _load(name if isinstance(name, str) else repr(name), root)
 
 
 @functools.lru_cache(maxsize=2)
@@ -177,8 +183,9 @@ def _folder(path: Path):
 
 def _find_split(path: Path, names: tuple[str, ...]) -> Path:
     for candidate in [path / f"{name}{ending}" for name in names for ending in ("", ".zip")]:
-        if candidate.exists():
-            return candidate
+        with contextlib.suppress(OSError, ValueError):  # no name of a file
+            if candidate.exists():
+                return candidate
     raise ValueError(
         f"name: {path} should hold {' or '.join(names)} as a folder or a zip, with one folder of images a class; "
         "a relative path is looked for under REPRO_DATA"
@@ -264,8 +271,12 @@ def shuffle_labels(y: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
     Tensor (N,)
         A new tensor of the same type.
     """
-    y = torch.as_tensor(y)
-    if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+    try:
+        y = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"y: expected a vector of integer labels, got {y!r:.100} ({error})") from error
+    no_labels = y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
+    if y.ndim != 1 or no_labels or y.layout != torch.strided or y.device.type == "meta":
         raise ValueError(f"y: expected a vector of integer labels, got {y.dtype} of shape {tuple(y.shape)}")
     if not isinstance(fraction, int | float | np.number) or not 0 <= fraction <= 1:  # also refuses NaN
         raise ValueError(f"fraction: expected a number in [0, 1], got {fraction!r}")
@@ -273,6 +284,6 @@ def shuffle_labels(y: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
         raise ValueError(f"seed: expected an integer >= 0, got {seed!r}")
     rng = np.random.default_rng(int(seed))
     chosen = rng.permutation(len(y))[: round(fraction * len(y))]
-    shuffled = y.clone()
-    shuffled[torch.from_numpy(chosen)] = y[torch.from_numpy(rng.permutation(chosen))]
-    return shuffled
+    order = np.arange(len(y))
+    order[chosen] = rng.permutation(chosen)
+    return y[torch.from_numpy(order)]

@@ -25,7 +25,7 @@ def evaluating(model: nn.Module):
 
 def check_images(x: torch.Tensor, argument: str = "x") -> torch.Tensor:
     """Images (N, ...) of a floating type, finite, at least one; else a ValueError that names the argument."""
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim < 2:
+    if not _plain(x) or not x.is_floating_point() or x.ndim < 2:
         kind = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError(f"{argument}: expected a floating-point tensor of images (N, ...), got {kind}")
     if len(x) == 0:
@@ -35,18 +35,36 @@ def check_images(x: torch.Tensor, argument: str = "x") -> torch.Tensor:
     return x
 
 
+def check_fit(x_fit: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """Images that statistics are taken over: `x` by default, else others of that size and type."""
+    if x_fit is None:
+        return x
+    if check_images(x_fit, "x_fit").shape[1:] != x.shape[1:] or x_fit.dtype != x.dtype:
+        kinds = [f"{images.dtype} (N, {', '.join(map(str, images.shape[1:]))})" for images in (x, x_fit)]
+        raise ValueError(f"x_fit: expected images like x, {kinds[0]}, got {kinds[1]}")
+    return x_fit.detach()
+
+
+def _plain(tensor) -> bool:
+    """A tensor with numbers in it, on a device that computes."""
+    strided = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+    return strided and tensor.device.type != "meta" and not tensor.is_quantized
+
+
 def check_labels(y: torch.Tensor, n: int, classes: int | None = None) -> torch.Tensor:
     """n integer labels in [0, classes), at least two different ones; as int64."""
-    if not isinstance(y, torch.Tensor) or y.ndim != 1 or y.dtype == torch.bool or y.dtype.is_floating_point:
+    integers = _plain(y) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if not integers or y.ndim != 1:
         kind = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
         raise ValueError(f"y: expected a tensor of integer labels (N,), got {kind}")
     if len(y) != n:
         raise ValueError(f"y: expected {n} labels, one an image, got {len(y)}")
+    y = y.long()
     if n and (y.min() < 0 or (classes is not None and y.max() >= classes)):
         raise ValueError(f"y: expected labels from 0 to {(classes or math.inf) - 1}, got {y.min()} to {y.max()}")
     if len(y.unique()) < 2:
         raise ValueError("y: expected images of at least two classes, got one")
-    return y.long()
+    return y
 
 
 def check_integer(argument: str, number, low: int) -> int:
@@ -74,6 +92,14 @@ def image_scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """`image_scores` summed over images: (..., 2 or 3) float64 for logits (..., N, classes) and labels (N,)."""
     return image_scores(logits, y).sum(-1, dtype=torch.float64).movedim(0, -1)
+
+
+def check_scores(sums: torch.Tensor, argument: str) -> None:
+    """Refuse sums of `scores` that are not finite: no table holds a NaN."""
+    if not torch.isfinite(sums).all():
+        raise ValueError(
+            f"{argument}: expected one with finite outputs, found NaN, infinity, or a loss beyond all numbers"
+        )
 
 
 def score_columns(sums: torch.Tensor, n: int) -> dict[str, list[float]]:

@@ -119,12 +119,19 @@ def _list(
     analysis, recipes, split="train", epochs=None, images=None, compute="missing", jobs=None, **options
 ) -> list[_Wanted]:
     """What a call of `measure` asks for, its arguments checked."""
-    recipes = list(dict.fromkeys(recipes))
-    epochs = None if epochs is None else list(dict.fromkeys(epochs))
+    recipes = _distinct("recipes", recipes)
+    epochs = None if epochs is None else _distinct("epochs", epochs)
     _check(analysis, recipes, split, epochs, images, compute, jobs, options)
     return [
         _Wanted(analysis, recipe, split, epoch, images, options) for recipe in recipes for epoch in epochs or [None]
     ]
+
+
+def _distinct(argument: str, values) -> list:
+    try:
+        return list(dict.fromkeys(values))
+    except TypeError as error:
+        raise ValueError(f"{argument}: expected a sequence, got {values!r:.100} ({error})") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,9 +198,9 @@ class _Wanted:
 def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> None:
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
         raise ValueError("recipes: expected at least one Recipe")
-    if split not in ("train", "test"):
+    if not isinstance(split, str) or split not in ("train", "test"):
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
-    if compute not in ("missing", "nothing"):
+    if not isinstance(compute, str) or compute not in ("missing", "nothing"):
         raise ValueError(f"compute: expected 'missing' or 'nothing', got {compute!r}")
     check_count("images", images)
     check_count("jobs", jobs)

@@ -60,9 +60,9 @@ class Step:
     run: Callable[[torch.Tensor], torch.Tensor]
 
 
-def program(model: nn.Module, sample: torch.Tensor) -> tuple[Graph | Hooks, dict, torch.Tensor]:
-    """(how to run it, {layer: (shape, is a nonlinearity)}, logits); the graph is used where it repeats the model."""
-    truth = model(sample)
+def program(model: nn.Module, sample: torch.Tensor, truth: torch.Tensor) -> tuple[Graph | Hooks, dict, torch.Tensor]:
+    """(how to run it, {layer: (shape, is a nonlinearity)}, logits); the graph is used where it gives `truth`, as the model
+    does."""
     try:
         graph = Graph(model)
         outputs, logits = graph.outputs(sample)

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+MOST, MOST_WEIGHTS = 2**20, 2**32  # units of a layer, weights of a network: beyond, a number was mistyped
 CHANNELS = (64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512)
 STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
 INITS = ("he", "torch", "pretrained")
@@ -41,8 +42,10 @@ def mlp(inputs: int, widths: Sequence[int], classes: int, dropout: float = 0.0) 
     """
     sizes = _positive("inputs", [inputs]) + _positive("widths", widths)
     _positive("classes", [classes])
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout: expected a number in [0, 1), got {dropout}")
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout: expected a number in [0, 1), got {dropout!r}")
+    if sum(fan_in * fan_out for fan_in, fan_out in pairwise(sizes)) > MOST_WEIGHTS:
+        raise ValueError(f"widths: expected at most {MOST_WEIGHTS} weights in all, got {widths!r}")
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
         layers[f"linear{i}"] = nn.Linear(fan_in, fan_out)
@@ -77,6 +80,9 @@ def convnet(
     if len(channels) != len(strides):
         raise ValueError(f"strides: expected {len(channels)} numbers, one a layer, got {len(strides)}")
     sizes = _positive("in_channels", [in_channels]) + channels
+    _check_switch("batch_norm", batch_norm)
+    if sum(9 * fan_in * fan_out for fan_in, fan_out in pairwise(sizes)) > MOST_WEIGHTS:
+        raise ValueError(f"channels: expected at most {MOST_WEIGHTS} weights in all, got {channels!r}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i, stride in enumerate(strides, start=1):
         layers[f"conv{i}"] = nn.Conv2d(sizes[i - 1], sizes[i], 3, stride, padding=1, bias=not batch_norm)
@@ -103,8 +109,9 @@ def resnet50(classes: int = 1000, width: float = 1.0, in_channels: int = 3, smal
     """
     from torchvision.models import resnet
 
-    if not 0 < width <= 1:
-        raise ValueError(f"width: expected a factor in (0, 1], got {width}")
+    if not _is_number(width) or not 0 < width <= 1:
+        raise ValueError(f"width: expected a factor in (0, 1], got {width!r}")
+    _check_switch("small_images", small_images)
     _positive("classes", [classes])
     _positive("in_channels", [in_channels])
     # torchvision fixes the channel counts of its stem and stages; replacing what the constructor asks for through
@@ -149,11 +156,20 @@ def _published() -> dict[str, torch.Tensor]:
 
 
 def _positive(argument: str, numbers) -> list[int]:
-    right = isinstance(numbers, Iterable) and not isinstance(numbers, str)
-    numbers = list(numbers) if right else numbers
-    if not right or not numbers or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in numbers):
-        raise ValueError(f"{argument}: expected positive integers, got {numbers!r}")
-    return numbers
+    right = isinstance(numbers, Iterable) and not isinstance(numbers, str) and getattr(numbers, "ndim", 1) == 1
+    found = list(numbers) if right else []
+    if not found or not all(type(n) is int and 0 < n <= MOST for n in found):
+        raise ValueError(f"{argument}: expected positive integers up to {MOST}, got {numbers!r}")
+    return found
+
+
+def _check_switch(argument: str, value) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{argument}: expected True or False, got {value!r}")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def build(

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from repro.evaluation import check_images, check_integer, evaluating, score_columns, scores
+from repro.evaluation import check_fit, check_integer, check_scores, evaluating, score_columns, scores
 from repro.units import Cut, Link, prepare, progress
 
+LARGEST = torch.finfo(torch.float32).max
 Draws = Mapping[str, torch.Tensor]  # noise of scale 1 on every layer, (n, C) or (n, C, H, W)
 
 
@@ -54,15 +55,16 @@ def sweep(
     DataFrame
         A row a point: repeat, scale, loss (nats), accuracy in [0, 1] (and accuracy_top5 from 100 classes on).
     """
-    scales = list(scales) if isinstance(scales, Sequence | np.ndarray) and not isinstance(scales, str) else [scales]
-    wrong = [s for s in scales if not isinstance(s, int | float | np.number) or not 0 <= s < np.inf]
+    several = isinstance(scales, Sequence | np.ndarray) and not isinstance(scales, str) and np.ndim(scales)
+    scales = list(scales) if several else [scales]
+    wrong = [s for s in scales if not isinstance(s, int | float | np.number) or not 0 <= s <= LARGEST]
     if wrong or not scales:
         raise ValueError(f"scales: expected finite numbers >= 0, got {wrong[0] if wrong else 'none'!r}")
     check_integer("repeats", repeats, 1)
     check_integer("seed", seed, 0)
     cut, x, y = prepare(model, x, y, layers)
     with evaluating(model), progress(total=repeats * len(scales) * len(x), desc="noise") as bar:
-        spread = standard_deviations(cut, x if x_fit is None else check_images(x_fit, "x_fit"))
+        spread = standard_deviations(cut, check_fit(x_fit, x))
         links = cut.chain(next(iter(cut.layers)), {name: torch.zeros_like(s) for name, s in spread.items()})
         linear = bool(links) and not links[0].after  # from the first layer's units to the next pre-activation
         begin = partial(_in_chain, links) if linear else _in_any
@@ -78,6 +80,7 @@ def sweep(
             return torch.stack(found).cpu()
 
         sums = sum(cut.map(work, len(x), links if linear else (), copies=len(cut.layers)))
+    check_scores(sums, "scales")
     where = {"repeat": np.repeat(np.arange(repeats), len(scales)), "scale": np.tile(np.array(scales, float), repeats)}
     return pd.DataFrame(where | score_columns(sums, len(x)))
 

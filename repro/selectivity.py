@@ -13,6 +13,7 @@ from repro.evaluation import check_integer, check_labels, evaluating
 from repro.units import prepare, progress
 
 CHUNK = 2**22  # activations binned at once
+MOST_BINS = 10_000
 
 
 def selectivity_index(class_means: np.ndarray) -> np.ndarray:
@@ -30,7 +31,7 @@ def selectivity_index(class_means: np.ndarray) -> np.ndarray:
     array (units,)
         0: the same for all classes; 1: active for one class alone; NaN: dead, silent for every class.
     """
-    means = np.asarray(class_means, dtype=np.float64)
+    means = _numbers("class_means", class_means).astype(np.float64)
     if means.ndim != 2 or means.shape[1] < 2:
         raise ValueError(f"class_means: expected an array (units, classes >= 2), got shape {means.shape}")
     if not np.isfinite(means).all() or (means < 0).any():
@@ -61,13 +62,26 @@ def mutual_information(activations: np.ndarray, y: np.ndarray, bins: int = 10) -
     array (units,)
         In [0, log2(classes)], classes being those present in `y`.
     """
-    a, y = np.asarray(activations), np.asarray(y)
+    a = _numbers("activations", activations)
     if a.ndim != 2 or len(a) == 0 or not np.isfinite(a).all():
         raise ValueError(f"activations: expected finite numbers (N, units), got shape {a.shape}")
-    y = check_labels(torch.as_tensor(y), len(a)).numpy()
-    check_integer("bins", bins, 2)
+    y = _numbers("y", y)
+    y = check_labels(torch.from_numpy(y.astype(np.int64) if y.dtype.kind == "u" else y), len(a)).numpy()
+    if check_integer("bins", bins, 2) > MOST_BINS:
+        raise ValueError(f"bins: expected at most {MOST_BINS}, got {bins}")
     a = a.T if a.dtype.kind == "f" else a.T.astype(np.float64)
     return _information(np.ascontiguousarray(a), y, bins)
+
+
+def _numbers(argument: str, values) -> np.ndarray:
+    """Real numbers as an array of a type that torch knows too."""
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):  # sequences of different lengths; tensors that hold no numbers
+        found = np.empty(0, object)
+    if found.dtype.kind not in "fiub" or found.dtype.itemsize > 8:
+        raise ValueError(f"{argument}: expected an array of numbers, got {values!r:.100}")
+    return found
 
 
 def _information(a: np.ndarray, y: np.ndarray, bins: int = 10) -> np.ndarray:
@@ -147,7 +161,14 @@ def table(model: nn.Module, x: torch.Tensor, y: torch.Tensor, layers: Sequence[s
                 pooled[name][:, block] = (h if h.ndim == 2 else h.mean((2, 3))).T.cpu()
     tables = []
     for name, a in pooled.items():
-        means = a.astype(np.float64) @ shares
+        with np.errstate(invalid="ignore"):
+            means = a.astype(np.float64) @ shares
+        if not np.isfinite(means).all():
+            raise ValueError(f"model: expected finite activations, found NaN or infinity in layer {name!r}")
+        if (means < 0).any():
+            raise ValueError(
+                f"layers: the index needs mean activations >= 0, as of ReLU-like units; not so in {name!r}"
+            )
         index = selectivity_index(means)
         dead = np.isnan(index)
         columns = {

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -108,16 +109,18 @@ class Recipe:
             if not holds:
                 raise ValueError(f"{field}: expected {what}, got {getattr(self, field)!r}")
 
-        def number(field, low, high=math.inf, integer=False):
+        def number(field, low, high=None, integer=False):
             value = getattr(self, field)
+            high = (2**63 - 1 if integer else sys.float_info.max) if high is None else high
             kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
             right = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
             kind = "an integer" if integer else "a number"
-            expect(field, right and math.isfinite(value), f"{kind} from {low} to {high}")
+            expect(field, right, f"{kind} from {low} to {high}")
             object.__setattr__(self, field, int(value) if integer else float(value))  # so that 0 and 0.0 are one recipe
 
         def choice(field, options):
-            expect(field, getattr(self, field) in options, "one of " + ", ".join(options))
+            value = getattr(self, field)
+            expect(field, isinstance(value, str) and value in options, "one of " + ", ".join(options))
 
         expect("dataset", isinstance(self.dataset, str) and self.dataset, "the name of a data set")
         choice("model", tuple(models.ABLATED_LAYERS))
@@ -142,12 +145,12 @@ class Recipe:
         for field in ("strides", "width"):
             if isinstance(getattr(self, field), list | tuple):
                 object.__setattr__(self, field, tuple(getattr(self, field)))
-                whole = all(type(n) is int and n > 0 for n in getattr(self, field))
+                whole = all(type(n) is int and 0 < n <= models.MOST for n in getattr(self, field))
                 expect(field, whole and getattr(self, field), "positive integers")
             elif field == "strides":
                 expect(field, self.strides is None, "a sequence of integers or None")
             elif self.width is not None:
-                number("width", 1e-3 if self.model != "mlp" else 1, integer=self.model == "mlp")
+                number("width", 1e-3 if self.model != "mlp" else 1, models.MOST, integer=self.model == "mlp")
         expect("width", self.model == "mlp" or not isinstance(self.width, tuple), "a factor on the channel counts")
 
     @property
@@ -428,6 +431,8 @@ def _finished(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.half())
+            if not torch.isfinite(parameter).all():
+                raise FloatingPointError("training diverged: a weight is beyond half precision")
     return model.requires_grad_(False)
 
 

@@ -72,8 +72,16 @@ class Cut:
             raise ValueError(f"model: expected an nn.Module, got {type(model).__name__}")
         parameter = next(model.parameters(), x)
         self.device, self.dtype = parameter.device, parameter.dtype
+        if self.device.type == "meta":
+            raise ValueError("model: expected weights, got a model on the meta device")
         with evaluating(model):
-            self._program, outputs, logits = program(model, x[:2].to(self.device))
+            try:
+                sample = x[:2].to(self.device)
+                truth = model(sample)
+            except Exception as error:  # torch's words, or the model's, for shapes and types that do not fit
+                line = " ".join(str(error).split()) or type(error).__name__
+                raise ValueError(f"x: the model cannot run images {x.dtype} {tuple(x.shape)}: {line}") from error
+            self._program, outputs, logits = program(model, sample, truth)
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             raise ValueError("model: expected a classifier with logits (N, classes)")
         self.classes = logits.shape[1]
@@ -175,13 +183,9 @@ def prepare(model, x, y, layers=None) -> tuple[Cut, torch.Tensor, torch.Tensor]:
     """Check images and labels, cut the model, and move both to its device."""
     check_images(x)
     check_labels(y, len(x))
-    try:
-        cut = Cut(model, x, layers)
-    except (RuntimeError, IndexError) as error:  # torch's own words for shapes and types that do not fit
-        first = str(error).partition("\n")[0]
-        raise ValueError(f"x: the model cannot run images {x.dtype} {tuple(x.shape)}: {first}") from error
+    cut = Cut(model, x, layers)
     y = check_labels(y, len(x), cut.classes)
-    return cut, x.to(cut.device), y.to(cut.device)
+    return cut, x.detach().to(cut.device), y.to(cut.device)
 
 
 def _choose(layers, outputs) -> list[str]:
@@ -194,16 +198,20 @@ def _choose(layers, outputs) -> list[str]:
                 f"name layers by hand: layers=[...] from {', '.join(outputs) or 'none'}"
             )
         return units
-    if isinstance(layers, str) or not list(layers):
+    try:
+        names = [] if isinstance(layers, str) else list(layers)
+    except TypeError:
+        names = []
+    if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"layers: expected a list of layer names, got {layers!r}")
-    for name in layers:
+    for name in names:
         if name not in outputs:
             expected = ", ".join(units or outputs)
             raise ValueError(f"layers: the model has no layer {name!r}; expected some of {expected}")
         if len(outputs[name][0]) not in (1, 3):
             shape = ", ".join(map(str, outputs[name][0]))
             raise ValueError(f"layers: {name!r} gives (N, {shape}); units need (N, C) or (N, C, H, W)")
-    return [name for name in outputs if name in set(layers)]
+    return [name for name in outputs if name in names]
 
 
 @dataclass

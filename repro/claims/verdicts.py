@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from repro.claims.statistics import Bootstrap
 
@@ -111,6 +112,8 @@ class Claim:
 
 
 CLAIMS: dict[str, Claim] = {}
+# Columns that need not be numbers.
+LABELS = {"layer", "unit", "class", "order", "repeat", "value", "model", "dataset", "by", "direction", "directions"}
 
 
 def claim(claim_id, panel, *columns, paper="", per_dataset=False):
@@ -142,14 +145,17 @@ def check(claim_id: str, table: pd.DataFrame, resamples: int = 2000, seed: int =
         For an unknown claim, an empty table, a missing column or arm, several data sets where the claim is
         judged per data set, or several curves where one was expected.
     """
-    if claim_id not in CLAIMS:
+    if not isinstance(claim_id, str) or claim_id not in CLAIMS:
         raise ValueError(f"claim_id: expected one of {', '.join(CLAIMS)}, got {claim_id!r}")
     claim = CLAIMS[claim_id]
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"table: expected a DataFrame, got {type(table).__name__}")
     missing = [column for column in ("network", *claim.columns) if column not in table]
     if missing:
         raise ValueError(f"table: {claim_id} needs the missing columns {', '.join(missing)}")
     if table.empty:
         raise ValueError(f"table: {claim_id} needs rows, but the table is empty")
+    _check_numbers(claim, table)
     about = [column for column in ("model", "dataset") if column in table]
     subjects = table[about].drop_duplicates().astype(str).agg(" on ".join, axis=1).tolist() if about else []
     if claim.per_dataset and len(subjects) > 1:
@@ -173,3 +179,17 @@ def grade(reproduced, partly):
 def two(first, second):
     """The rule of two conditions: both, or one of the two."""
     return grade(first and second, first or second)
+
+
+def _check_numbers(claim, table):
+    """Refuse what no measurement gives: other columns than numbers, NaN (but for the index of dead units), infinity."""
+    if not table.columns.is_unique or table["network"].isna().any():
+        raise ValueError("table: expected every column once, and the name of a network in every row")
+    for column in claim.columns:
+        if column in LABELS:
+            continue
+        if not is_numeric_dtype(table[column]):
+            raise ValueError(f"table: expected numbers as {column}, got {table[column].dtype}")
+        numbers = table[column].to_numpy(float)
+        if np.isinf(numbers).any() or (column != "selectivity" and np.isnan(numbers).any()):
+            raise ValueError(f"table: expected finite numbers as {column}, found NaN or infinity")
