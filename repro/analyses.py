@@ -208,7 +208,7 @@ def check_count(argument: str, value) -> None:
 
 def check_options(analysis, options) -> None:
     """Refuse an analysis that there is not, and options that it does not have or that cannot be written down."""
-    if analysis not in ANALYSES:
+    if not isinstance(analysis, str) or analysis not in ANALYSES:
         raise ValueError(f"analysis: unknown analysis {analysis!r}; expected one of {', '.join(ANALYSES)}")
     parameters = inspect.signature(ANALYSES[analysis].function).parameters
     known = {name: parameter.default for name, parameter in parameters.items() if name not in IMAGES}

@@ -483,17 +483,8 @@ def test_measure(arguments, options):
     """The option that is wrong may be one of the analysis's own."""
     options = {"scales": [0.5], "repeats": 1} | options if arguments["analysis"] == "noise" else options
     options = {name: v for name, v in options.items() if not (name == "orders" and isinstance(v, int) and v > 100)}
-    own = {
-        *inspect.signature(experiment.measure).parameters,
-        "x",
-        "y",
-        "model",
-        "layers",
-        "orders",
-        "steps",
-        "value",
-        "scales",
-    }
+    functions = [experiment.measure, *(analysis.function for analysis in experiment.ANALYSES.values())]
+    own = {name for function in functions for name in inspect.signature(function).parameters}
     try:
         table = experiment.measure(**arguments, **options)
     except ValueError as error:
