@@ -7,18 +7,20 @@ something has to be computed. So redrawing from the cache, from checkpoints and 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import joblib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -95,17 +97,18 @@ def measure(
         With compute="nothing".
     """
     wanted = _list(analysis, recipes, split, epochs, images, compute, jobs, **options)
-    tables = {w: store.read_table(w.path, w.origin) for w in wanted}
+    tables = {w: store.read_columns(w.path, w.origin) for w in wanted}
     missing = [w for w, table in tables.items() if table is None]
     if missing and compute == "nothing":
         raise Missing(_untrained(missing), [w.title for w in missing])
     if missing:
         _compute(missing, jobs or int(os.environ.get("REPRO_JOBS", 1)))
-        tables |= {w: store.read_table(w.path, w.origin) for w in missing}
+        tables |= {w: store.read_columns(w.path, w.origin) for w in missing}
     rows = [len(table) for table in tables.values()]
     origins = pd.DataFrame([w.columns() for w in tables])
     origins = origins.loc[np.repeat(np.arange(len(rows)), rows)].reset_index(drop=True)
-    return pd.concat([origins, pd.concat(tables.values(), ignore_index=True)], axis=1)
+    columns = pa.concat_tables(tables.values(), promote_options="permissive").to_pandas()
+    return pd.concat([origins, columns], axis=1)
 
 
 def files(*arguments, **options) -> list[Path]:
@@ -127,6 +130,11 @@ def _list(
     ]
 
 
+@functools.cache
+def _defaults(function: Callable) -> dict:
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+
 def _distinct(argument: str, values) -> list:
     try:
         return list(dict.fromkeys(values))
@@ -145,15 +153,15 @@ class _Wanted:
     images: int | None
     options: dict
 
-    @property
+    @functools.cached_property
     def origin(self) -> dict:
         kind = ANALYSES[self.analysis]
-        defaults = {name: p.default for name, p in inspect.signature(kind.function).parameters.items()}
+        defaults = _defaults(kind.function)
         origin = {
             "analysis": self.analysis,
             "version": kind.version,
             "options": {name: plain(v) for name, v in self.options.items() if plain(v) != plain(defaults[name])},
-            "recipe": asdict(self.recipe),
+            "recipe": vars(self.recipe),
             "format": FORMAT,
         }
         if not kind.both_splits:
@@ -161,7 +169,7 @@ class _Wanted:
         extra = {"epoch": self.epoch, "images": self.images}
         return plain(origin | {name: value for name, value in extra.items() if value is not None})
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         # The recipe counts by its key, which does not change when a field with a default is added.
         return digest(self.origin | {"recipe": self.recipe.key})
@@ -176,7 +184,7 @@ class _Wanted:
 
     def columns(self) -> dict:
         epoch = self.recipe.epochs if self.epoch is None else self.epoch
-        return {"network": self.recipe.key} | asdict(self.recipe) | {"epoch": epoch}
+        return {"network": self.recipe.key} | vars(self.recipe) | {"epoch": epoch}
 
     def compute(self, model: nn.Module) -> None:
         """Measure the network and store the table."""

@@ -4,6 +4,7 @@
 """
 
 import inspect
+import json
 import os
 import re
 import warnings
@@ -417,7 +418,7 @@ FIELDS = [name for name in inspect.signature(Recipe).parameters]
 def test_recipes(fields):
     recipe = answer(Recipe, **{"dataset": "digits"} | fields)
     if recipe is not None:
-        assert Recipe(**experiment.json.loads(recipe.to_json())) == recipe
+        assert Recipe(**json.loads(recipe.to_json())) == recipe
         assert re.fullmatch("[0-9a-f]{16}", recipe.key) and hash(recipe) == hash(recipe)
 
 
