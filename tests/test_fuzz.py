@@ -23,8 +23,8 @@ from repro.training import Recipe
 from tests import networks, test_claims
 
 THOROUGH = os.environ.get("REPRO_FAULT_TESTS") == "1"
-some = settings(max_examples=2000 if THOROUGH else 30)
-slow = settings(max_examples=150 if THOROUGH else 10)
+some = settings(max_examples=200 if THOROUGH else 30)
+slow = settings(max_examples=50 if THOROUGH else 10)
 
 # What goes in -------------------------------------------------------------------------------------------------
 
