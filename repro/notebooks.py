@@ -235,9 +235,14 @@ def referred() -> Referred:
 
 
 def _networks(parameters: dict) -> list[dict]:
-    """Those parameters that describe networks, as a stored recipe would have it."""
+    """Those parameters that describe networks, as a stored recipe would have it; without fields of which the notebook
+    lists values, such as `widths`."""
     from repro.training import Recipe
 
+    varied = {name.removesuffix("s") for name, value in parameters.items() if isinstance(value, list)}
     networks = [value for value in parameters.values() if isinstance(value, dict) and "dataset" in value]
     whole = [json.loads(Recipe(**network).to_json()) for network in networks]
-    return [{name: recipe[name] for name in network} for network, recipe in zip(networks, whole, strict=True)]
+    return [
+        {name: recipe[name] for name in network if name not in varied}
+        for network, recipe in zip(networks, whole, strict=True)
+    ]
