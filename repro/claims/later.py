@@ -17,6 +17,7 @@ from repro.claims.tables import (
     networks_of,
     one_curve,
     over_units,
+    settings_of,
     size_notes,
     with_arms,
 )
@@ -171,11 +172,7 @@ def _along_training(selectivity, importance, early, last):
 @claim("X5a", "x5", "lr", "batch_size", "train_accuracy", "test_accuracy", *CURVE, paper=CONTROL)
 def _x5a(table, boot):
     """AUC tells test accuracy also when it is divided by unablated accuracy, and given training accuracy."""
-    networks = networks_of(table, "lr", "batch_size", "train_accuracy", "test_accuracy")
-    by = ["network", "order"]
-    for column, normalize in (("auc", False), ("normalised", True)):
-        networks[column] = auc(one_curve(table, *by), by=by, normalize=normalize).groupby("network").mean()
-    settings = networks.groupby(["lr", "batch_size"], sort=False).mean()
+    settings, notes = settings_of(table)
     picks = boot.picks([0] * len(settings))
     train, test, area, normalised = settings.to_numpy().T
     effects = [
@@ -185,7 +182,6 @@ def _x5a(table, boot):
     beside = [
         Effect(f"{name} (normalised)", v, judged=False) for name, v in selection(normalised, test, boot.rng).items()
     ]
-    notes = [f"{len(networks)} networks in {len(settings)} settings; the interval resamples settings"]
     return [*effects, *beside], two(*(effect.above(0) for effect in effects)), notes
 
 

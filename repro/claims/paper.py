@@ -16,6 +16,7 @@ from repro.claims.tables import (
     networks_of,
     one_curve,
     over_units,
+    settings_of,
     size_notes,
     with_arms,
 )
@@ -124,11 +125,7 @@ def _c4b(table, boot):
 )
 def _c4c(table, boot):
     """Over learning rates and batch sizes, AUC tells test accuracy well enough to choose by it."""
-    networks = networks_of(table, "lr", "batch_size", "train_accuracy", "test_accuracy")
-    by = ["network", "order"]
-    for column, normalize in (("auc", False), ("normalised", True)):
-        networks[column] = auc(one_curve(table, *by), by=by, normalize=normalize).groupby("network").mean()
-    settings = networks.groupby(["lr", "batch_size"], sort=False).mean()
+    settings, notes = settings_of(table)
     if len(settings) < 4:
         raise ValueError(f"table: C4c needs at least four settings of lr and batch_size, got {len(settings)}")
     picks = boot.picks([0] * len(settings))
@@ -141,7 +138,6 @@ def _c4c(table, boot):
     }
     effects = [rho, *(Effect.of(name, draws, judged=False) for name, draws in beside.items())]
     effects += [Effect(name, value, judged=False) for name, value in selection(area, test, boot.rng).items()]
-    notes = [f"{len(networks)} networks in {len(settings)} settings; the interval resamples settings"]
     return effects, grade(rho.above(0.5), rho.above(0)), notes
 
 

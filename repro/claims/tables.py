@@ -55,6 +55,17 @@ def areas_of(table, networks, boot, normalize=False):
     return np.stack([boot.orders(areas.get_group(network)) for network in networks])
 
 
+def settings_of(table):
+    """One row a learning rate and batch size: train_accuracy, test_accuracy, AUC as it is and divided by unablated
+    accuracy, means over its networks; and a note."""
+    networks = networks_of(table, "lr", "batch_size", "train_accuracy", "test_accuracy")
+    by = ["network", "order"]
+    for column, normalize in (("auc", False), ("normalised", True)):
+        networks[column] = auc(one_curve(table, *by), by=by, normalize=normalize).groupby("network").mean()
+    settings = networks.groupby(["lr", "batch_size"], sort=False).mean()
+    return settings, [f"{len(networks)} networks in {len(settings)} settings; the interval resamples settings"]
+
+
 def alive_units(table, *columns):
     """Units that are not dead and have a value in every column, and a note on the others."""
     dead = table[list(columns)].isna().any(axis=1)
