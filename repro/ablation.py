@@ -68,10 +68,9 @@ def single_unit(
     whole, change = total[:1], total[1:]
     check_scores(whole, "model")
     check_scores(change, "value")
-    names = [(layer, unit) for layer, units in cut.layers.items() for unit in range(units)]
     columns = score_columns(whole + change, len(x))
     columns |= {f"delta_{name}": score_columns(change, len(x))[name] for name in ("loss", "accuracy")}
-    return pd.concat([pd.DataFrame(names, columns=["layer", "unit"]), pd.DataFrame(columns)], axis=1)
+    return pd.concat([pd.DataFrame(cut.units, columns=["layer", "unit"]), pd.DataFrame(columns)], axis=1)
 
 
 def _single_units(cut: Cut, clamp, chains, bar, x, y) -> torch.Tensor:
@@ -339,7 +338,7 @@ def points(n: int, steps: int) -> np.ndarray:
 
 def sequences(cut: Cut, orders: int | Sequence, seed: int) -> Iterator[list[tuple[str, int]]]:
     """Sequences of (layer, unit): so many random orders of all units of `cut`, or the given ones, checked."""
-    everything = [(name, unit) for name, units in cut.layers.items() for unit in range(units)]
+    everything = cut.units
     if isinstance(orders, int | np.integer):
         for order in range(check_integer("orders", orders, 1)):
             rng = np.random.default_rng((check_integer("seed", seed, 0), order))

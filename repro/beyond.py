@@ -104,9 +104,8 @@ def class_drops(
             return torch.cat(found).cpu()
 
         change = sum(cut.map(work, len(x))).numpy() / shares
-    names = [(layer, unit) for layer, n in cut.layers.items() for unit in range(n)]
-    table = pd.DataFrame(np.repeat(np.array(names, dtype=object), len(present), axis=0), columns=["layer", "unit"])
-    table["unit"] = table["unit"].astype(int)
+    units = pd.DataFrame(cut.units, columns=["layer", "unit"])
+    table = units.loc[units.index.repeat(len(present))].reset_index(drop=True)
     columns = {
         "class": np.tile(present, total),
         "share": np.tile(shares / len(x), total),

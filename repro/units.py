@@ -88,6 +88,11 @@ class Cut:
         self.shapes = {name: outputs[name][0] for name in _choose(layers, outputs)}
         self.layers = {name: shape[0] for name, shape in self.shapes.items()}
 
+    @property
+    def units(self) -> list[tuple[str, int]]:
+        """(layer, unit) of every unit, layer by layer."""
+        return [(layer, unit) for layer, n in self.layers.items() for unit in range(n)]
+
     def run(self, x: torch.Tensor, edit: Edit | None = None) -> torch.Tensor:
         """Logits (N, classes) of images x (N, ...); `edit` may change the activation of every layer as it passes."""
         return self.start(x)(edit)
