@@ -81,7 +81,7 @@ def network(kind, n):
 
 def sampled_units(layers, number):
     """At least `number` units of all layers together, the same number of each, so that their mean cost is that of all
-    units where layers have as many; returned with the share of each layer."""
+    units where layers have as many: {layer: [unit, …]}."""
     rng = np.random.default_rng(0)
     each = -(-number // len(layers))
     return {name: sorted(rng.permutation(n)[: min(each, n)].tolist()) for name, n in layers.items()}
@@ -107,12 +107,13 @@ def single(title, kind, n, layers=None, must=None, captum=True):
             for unit in chosen:
                 mask = plain.mask({layer: found[layer]}, [(layer, unit)])
                 loss = plain.loss_and_accuracy(plain.logits(model, x, plain.clamped(mask, constant)), y)[0]
-                apart["hook loop"] = max(apart["hook loop"], abs(loss - intact - deltas[layer, unit]))
+                difference = abs(loss - intact - deltas[layer, unit]) / max(1, loss)
+                apart["hook loop"] = max(apart["hook loop"], difference)
             whole["hook loop"] += (time.perf_counter() - start) / len(chosen) * found[layer]
             if captum:
                 change, taken = rivals.captum(model, x, y, layer, found[layer], chosen)
                 whole["Captum"] += taken
-                difference = np.abs(change.numpy() - deltas[layer][chosen].to_numpy()).max()
+                difference = np.abs(change.numpy() - deltas[layer][chosen].to_numpy()).max() / max(1, intact)
                 apart["Captum"] = max(apart["Captum"], difference)
                 taken = rivals.one_image_at_a_time(model, x, y, layer, found[layer], chosen)
                 whole["one image at a time"] += taken
@@ -274,7 +275,7 @@ matrix product reaches {rate:.0f} GFLOP/s there. Compare the ratios: seconds cha
   **Captum**: `LayerFeatureAblation`. **one image at a time**: a hook and a `DataLoader` with batches of one, as public
   replications do it.
 - **timed**: a rival's cost is the same for every unit, so it is timed on a random sample and scaled.
-- **largest difference** of the loss (nats) between the rival's units or points and ours; of the largest losses, relative.
+- **largest difference** of the loss (nats) between the rival's units or points and ours; of losses above 1, relative.
 - **floor**: the multiply-adds our method makes, as torch counts them, at the rate of the matrix product above.
 - Networks are He-initialized and images Gaussian noise: half of all units are active on an image. Those of a trained
   network are silent more often, and silent units cost nothing.

@@ -1,7 +1,6 @@
 """Training side by side with the loops that are usual elsewhere."""
 
 import contextlib
-import os
 import struct
 import tempfile
 import time
@@ -17,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from repro import models
+from repro.notebooks import environment
 from repro.training import Group, Recipe, Run, one_thread
 
 
@@ -33,15 +33,8 @@ def made_mnist(n):
             (raw / f"{name}-images-idx3-ubyte").write_bytes(head + images.astype(np.uint8).tobytes())
             head = struct.pack(">II", 2049, count)
             (raw / f"{name}-labels-idx1-ubyte").write_bytes(head + labels.astype(np.uint8).tobytes())
-        before = os.environ.get("REPRO_DATA")
-        os.environ["REPRO_DATA"] = folder
-        try:
+        with environment(REPRO_DATA=folder):
             yield folder
-        finally:
-            if before is None:
-                del os.environ["REPRO_DATA"]
-            else:
-                os.environ["REPRO_DATA"] = before
 
 
 def ours(recipe, device="cpu"):
@@ -86,7 +79,7 @@ def _step(model, optimizer, images, labels):
     optimizer.step()
 
 
-def grouped(device, members, n):
+def grouped(device, members):
     """Seconds of an epoch for MLPs trained as one program, and one after another (four of them, scaled)."""
     recipes = [Recipe("mnist", "mlp", width=512, lr=0.05, batch_size=256, epochs=3, seed=i) for i in range(members)]
     group = Group(recipes, torch.device(device))
@@ -141,7 +134,7 @@ def _wait(device):
 def on_gpu(device="cuda", members=64, n=20_000, **convnet):
     """A table of what is only worth timing on a GPU."""
     with made_mnist(n):
-        together, apart = grouped(device, members, n)
+        together, apart = grouped(device, members)
     share, images = convnet_share(device, **convnet)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU, a trial of the code"
     return "\n".join(
