@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+TOGETHER := -n logical --maxprocesses 8
 
 .PHONY: help figures test test-notebooks test-browser bench site lab notebooks clean
 .DEFAULT_GOAL := help
@@ -22,12 +23,12 @@ figures: $(INSTALLED)  ## draw every figure on the small preset (arguments: ARGS
 test: $(INSTALLED)  ## lint, unit, property and oracle tests, every notebook
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q $(TOGETHER) tests
 	$(MAKE) test-notebooks
 
 test-notebooks: $(INSTALLED)  ## run every notebook against data/ and compare what is marked for it
 	figures=$$(mktemp -d) && REPRO_FIGURES=$$figures MPLBACKEND=agg \
-	  $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks; \
+	  $(BIN)/python -m pytest -q $(TOGETHER) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks; \
 	  status=$$?; rm -rf "$$figures"; exit $$status
 
 test-browser: $(INSTALLED)  ## drive the diagrams in a Chromium, over the static page and over JupyterLab

@@ -22,6 +22,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
@@ -281,7 +282,7 @@ def lock(key: str, wait: bool = True) -> Iterator[bool]:
 def paths() -> list[Path]:
     """Every network, table and state of training in the store, sorted by name."""
     kinds = ("checkpoints/*.safetensors", "results/*.parquet", "work/*.safetensors")
-    return [path for kind in kinds for path in sorted(root().glob(kind))]
+    return [path for kind in kinds for path in sorted(root().glob(kind), key=attrgetter("name"))]
 
 
 def leftovers() -> list[Path]:
