@@ -34,8 +34,8 @@ test-notebooks: $(INSTALLED)  ## run every notebook against data/ and compare wh
 test-browser: $(INSTALLED)  ## drive the diagrams in a Chromium, over the static page and over JupyterLab
 	REPRO_BROWSER_TESTS=1 $(BIN)/python -m pytest -q -rs tests/browser
 
-test-faults: $(INSTALLED)  ## kill it, fill its disk, turn its clock; more bad input; 10,000 recipes (ten minutes)
-	REPRO_FAULT_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/faults tests/test_fuzz.py
+test-faults: $(INSTALLED)  ## kill it, fill its disk, turn its clock; more bad input; 10,000 recipes (minutes)
+	REPRO_FAULT_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TOGETHER) tests/faults tests/test_fuzz.py
 
 bench: $(INSTALLED)  ## time ablation and training side by side with others, write benchmarks/README.md (half an hour)
 	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.run
