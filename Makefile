@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 TOGETHER := -n logical --maxprocesses 8
 
-.PHONY: help figures test test-notebooks test-browser bench site lab notebooks clean
+.PHONY: help figures test test-notebooks test-browser test-faults bench site lab notebooks clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -38,7 +38,7 @@ test-faults: $(INSTALLED)  ## kill it, fill its disk, turn its clock; more bad i
 	REPRO_FAULT_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TOGETHER) tests/faults tests/test_fuzz.py
 
 bench: $(INSTALLED)  ## time ablation and training side by side with others, write benchmarks/README.md (half an hour)
-	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.run
+	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.run $(ARGS)
 
 site: $(INSTALLED)  ## write figures/site/index.html: the diagrams, the figures and the scorecard on one page
 	$(BIN)/repro site
