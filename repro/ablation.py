@@ -227,7 +227,7 @@ def _curves(clamp: Mapping[str, torch.Tensor], cut: Cut, plans, bar, x, y) -> to
 def run_ablated(cut: Cut, tail: Tail, n: int, masks: dict[str, torch.Tensor], clamp, bar) -> Iterator[torch.Tensor]:
     """Logits (sets, n, classes) of a block of n images with each of some sets of units ablated, {layer: bool (sets, C)}, by
     running the rest of the network for as many sets at once as the budget allows."""
-    image = max(shape.numel() for shape in cut.shapes.values()) * 4  # bytes
+    image = max(tail.largest, *(shape.numel() for shape in cut.shapes.values())) * 4  # bytes
     at_once = max(1, cut.budget() // (image * n)) if tail.repeats else 1
     for some in zip(*(mask.split(at_once) for mask in masks.values()), strict=True):
         times = len(some[0])
@@ -316,12 +316,18 @@ def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool
     numbers = curves[["fraction_ablated", "accuracy"]]
     if not all(is_numeric_dtype(kind) for kind in numbers.dtypes) or not np.isfinite(numbers.to_numpy(float)).all():
         raise ValueError("curves: expected finite numbers as fraction_ablated and accuracy")
+    if not numbers["fraction_ablated"].between(0, 1).all():
+        raise ValueError("curves: expected fractions from 0 to 1 as fraction_ablated")
+    if curves.duplicated([*by, "fraction_ablated"]).any():
+        raise ValueError(f"by: {', '.join(by)} does not tell the curves apart; name further columns, such as network")
     curves, by = curves[columns].loc[:, ~pd.Index(columns).duplicated()], list(dict.fromkeys(by))
 
     def area(curve: pd.DataFrame) -> float:
         curve = curve.sort_values("fraction_ablated")
         accuracy = curve["accuracy"].to_numpy()
         whole = np.trapezoid(accuracy, curve["fraction_ablated"].to_numpy())
+        if normalize and curve["fraction_ablated"].iloc[0] > 0:
+            raise ValueError("normalize: expected a point at fraction_ablated 0 in every curve")
         if normalize:
             return whole / accuracy[0] if accuracy[0] > 0 else np.nan
         return whole

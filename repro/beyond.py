@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from repro import ablation, selectivity
-from repro.evaluation import check_integer, evaluating, image_scores, score_columns, scores
+from repro.evaluation import check_images, check_integer, check_scores, evaluating, image_scores, score_columns, scores
 from repro.units import Cut, prepare, progress
 
 PROPERTIES = ("selectivity", "mutual_information", "importance", "l1_norm")
@@ -33,12 +34,13 @@ def weights(model: nn.Module, x, y, layers: Sequence[str] | None = None, folded:
     folded : bool
         Multiply the weights by what the batch norm that follows them makes of them, γ / √(variance + ε).
     """
-    cut = Cut(model, x[:2], layers)
+    cut = Cut(model, check_images(x)[:2], layers)
     sources = {layer: cut.source(layer) for layer in cut.layers}
     factors = _batch_norm_factors(model, x[:2].to(cut.device), sources) if folded else {}
     tables = []
     for layer, n in cut.layers.items():
         norm = sources[layer].weight.detach().abs().flatten(1).sum(1) * factors.get(layer, 1)
+        check_scores(norm, "model")
         tables.append(pd.DataFrame({"layer": layer, "unit": np.arange(n), "l1_norm": norm.cpu().numpy()}))
     return pd.concat(tables, ignore_index=True)
 
@@ -55,11 +57,11 @@ def _batch_norm_factors(model: nn.Module, x: torch.Tensor, sources: dict[str, nn
         norms.update({source: norm for source, output in made.items() if inputs[0] is output})
 
     handles = [source.register_forward_hook(keep) for source in set(sources.values())]
-    kinds = nn.BatchNorm1d | nn.BatchNorm2d
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | FrozenBatchNorm2d
     handles += [module.register_forward_pre_hook(find) for module in model.modules() if isinstance(module, kinds)]
     try:
         with evaluating(model):
-            model(x)
+            model(x.clone())
     finally:
         for handle in handles:
             handle.remove()
@@ -94,7 +96,9 @@ def class_drops(
 
         def work(block: slice) -> torch.Tensor:
             """Images of each class that are correct without each unit, less those that are anyway: (units, classes)."""
-            intact, found = image_scores(cut.run(x[block]), y[block])[1], []
+            scored = image_scores(cut.run(x[block]), y[block])
+            check_scores(scored, "model")
+            intact, found = scored[1], []
             for layer, n in cut.layers.items():
                 alone = {layer: torch.eye(n, dtype=torch.bool, device=cut.device)}
                 tail = cut.start(x[block], [layer])
@@ -165,12 +169,13 @@ def ranked(
     DataFrame
         As `ablation.cumulative` returns it, with the columns by and direction ("ascending" or "descending") before.
     """
-    if isinstance(by, str) or not by or set(by) - set(PROPERTIES):
+    if not isinstance(by, list | tuple) or not by or any(name not in PROPERTIES for name in by):
         raise ValueError(f"by: expected some of {', '.join(PROPERTIES)}, got {by!r}")
     units = selectivity.table(model, x_test, y_test, layers)
-    units = units.merge(ablation.single_unit(model, x_test, y_test, layers)).merge(
-        weights(model, x_test, y_test, layers)
-    )
+    if "importance" in by:
+        units = units.merge(ablation.single_unit(model, x_test, y_test, layers))
+    if "l1_norm" in by:
+        units = units.merge(weights(model, x_test, y_test, layers))
     units = units.rename(columns={"delta_loss": "importance"})
     orders, names = [], []
     for name in by:
@@ -228,6 +233,7 @@ def projections(
             return torch.stack(found).cpu()
 
         sums = sum(cut.map(work, len(x)))
+    check_scores(sums, "model")
     where = {"order": np.repeat(np.arange(orders), len(at)), "n_ablated": np.tile(at, orders)}
     where["fraction_ablated"] = where["n_ablated"] / total
     return pd.DataFrame(where | score_columns(sums, len(x)))

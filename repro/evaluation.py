@@ -82,7 +82,9 @@ def image_scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     top = logits == largest[..., None]
     # Among equal logits the first counts; looking for it takes as long as all the rest, and it is seldom needed.
     correct = label == largest if top.count_nonzero() == largest.numel() else top.byte().argmax(-1) == y
-    loss = (logits - largest[..., None]).exp_().sum(-1).log_().add_(largest).sub_(label)
+    loss = (
+        (logits - largest[..., None]).exp_().sum(-1).log_().add_(largest - label)
+    )  # in this order: small losses stay exact
     found = [loss, correct.to(loss.dtype)]
     if logits.shape[-1] >= 100:
         found.append((logits.topk(5, dim=-1).indices == y[:, None]).any(-1).to(loss.dtype))

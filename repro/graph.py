@@ -7,9 +7,12 @@ chain of operations (`chain`). Layers carry torchvision's feature-extraction nam
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import math
 import operator
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection
@@ -37,11 +40,13 @@ class Tail:
 
     Called with `times`, the block stands there so often, one behind the other, and the edit sees all of it at once:
     logits (times · n, classes). `h` holds the activations of those layers that no other of them feeds. Both are for
-    traced networks; `repeats` tells whether this one can stand there more than once.
+    traced networks; `repeats` tells whether this one can stand there more than once, `largest` how many numbers an image
+    takes at most on the way.
     """
 
     run: Callable[[Edit | None, int], torch.Tensor]
     repeats: bool = False
+    largest: int = 0
     h: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __call__(self, edit: Edit | None = None, times: int = 1) -> torch.Tensor:
@@ -88,7 +93,8 @@ class Graph:
         from torchvision.models.feature_extraction import NodePathTracer
 
         tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops))
-        self.model, graph = model, tracer.trace(model)
+        with _unchanged(model):
+            self.model, graph = model, tracer.trace(model)
         self.modules = dict(model.named_modules())
         earlier = set()
         for node in graph.nodes:
@@ -98,9 +104,13 @@ class Graph:
         for node in reversed(graph.nodes):
             if not node.users and node.op not in ("placeholder", "output"):
                 graph.erase_node(node)
-        self.names = tracer.node_to_qualname
+        self.names = _names(tracer, graph)
         *self.nodes, output = graph.nodes
         self.input, self.result = self.nodes[0], output.args[0]
+        self.fed = {self.input}  # what depends on the images, and has one entry for each
+        for node in self.nodes:
+            if not self.fed.isdisjoint(node.all_input_nodes):
+                self.fed.add(node)
 
     def _make_pure(self, node) -> bool:
         """Let an in-place operation return a new tensor; False if it was none."""
@@ -173,14 +183,18 @@ class Graph:
         self._execute(below, env, needed)
 
         def run(edit, times):
-            now = {n: v.repeat(times, *[1] * (v.ndim - 1)) for n, v in env.items()} if times > 1 else dict(env)
+            now = dict(env)
+            if times > 1:
+                now |= {n: v.repeat(times, *[1] * (v.ndim - 1)) for n, v in env.items() if n in self.fed}
             if edit is not None:
                 now |= {root: edit(self.names[root], now[root]) for root in roots}
             self._execute(rest, now, {self.result}, layers, edit)
             return now[self.result]
 
-        repeats = all(isinstance(v, torch.Tensor) and v.ndim and len(v) == len(x) for v in env.values())
-        return Tail(run, repeats, {self.names[root]: env[root] for root in roots})
+        fed = [v for n, v in env.items() if n in self.fed]
+        repeats = all(isinstance(v, torch.Tensor) and v.ndim and len(v) == len(x) for v in fed)
+        largest = max(self.shapes[n].numel() for n in {*env, *rest} & self.shapes.keys())
+        return Tail(run, repeats, largest, {self.names[root]: env[root] for root in roots})
 
     def chain(self, layer: str) -> list[Step]:
         """The operations from `layer` to the logits if each takes what the one before it gives alone; else none."""
@@ -210,6 +224,36 @@ class Graph:
         return Step(self.names.get(node), self.shapes.get(node), module, function, node.args[1:], run)
 
 
+@contextlib.contextmanager
+def _unchanged(model: nn.Module):
+    """Take back what a model's forward writes into it."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _names(tracer, graph) -> dict:
+    """torchvision's name of every node, but for modules that have a number in their own name: it counts them anew, and
+    calls a model's relu_2 relu_1."""
+    called = {node.target for node in graph.nodes if node.op == "call_module"}
+    numbered = {name for name in called if re.search(r"_\d+$", name)}
+    names: dict = {}
+    for node, own in tracer.node_to_qualname.items():
+        own = node.target if node.op == "call_module" else own
+        names[node] = _unused(own, numbered - {node.target}, names.values())
+    return names
+
+
+def _unused(name: str, *taken: Collection[str]) -> str:
+    """The name itself, or with the first number behind it with which it is taken nowhere."""
+    candidates = itertools.chain([name], (f"{name}_{k}" for k in itertools.count(1)))
+    return next(candidate for candidate in candidates if not any(candidate in names for names in taken))
+
+
 class Hooks:
     """A model run as it is, with forward hooks on its modules; "the rest" is the whole of it, every time."""
 
@@ -218,16 +262,17 @@ class Hooks:
 
     def _forward(self, x, edit):
         """Run the model; `edit(name, module, output)` gives what stands for the output of each call of each module."""
-        calls: dict[str, int] = {}
+        modules = {name: module for name, module in self.model.named_modules() if name}
+        called: set[str] = set()
 
         def hook(name, module, _, output):
-            calls[name] = calls.get(name, -1) + 1
-            return edit(f"{name}_{calls[name]}" if calls[name] else name, module, output)
+            call = _unused(name, called, modules.keys() - {name})
+            called.add(call)
+            return edit(call, module, output)
 
-        modules = [(name, module) for name, module in self.model.named_modules() if name]
-        handles = [module.register_forward_hook(partial(hook, name)) for name, module in modules]
+        handles = [module.register_forward_hook(partial(hook, name)) for name, module in modules.items()]
         try:
-            return self.model(x)
+            return self.model(x.clone())  # models may change their input
         finally:
             for handle in handles:
                 handle.remove()
@@ -249,9 +294,16 @@ class Hooks:
         return {name: entry for name, entry in found.items() if last[name] is not logits}, logits
 
     def start(self, x, layers) -> Tail:
-        # An in-place module changes its input, and an edit must not reach back into it: hence the clone.
+        def change(edit, name, _, h):
+            # What an edit sees it may keep, and what it gives may be changed in place by what follows: hence the clone.
+            if edit is None or name not in layers:
+                return h
+            seen = h.clone()
+            found = edit(name, seen)
+            return h if found is seen else found
+
         def run(edit, _):
-            return self._forward(x, lambda name, _, h: edit(name, h.clone()) if edit and name in layers else h)
+            return self._forward(x, partial(change, edit))
 
         return Tail(run)
 

@@ -55,7 +55,7 @@ def sweep(
     DataFrame
         A row a point: repeat, scale, loss (nats), accuracy in [0, 1] (and accuracy_top5 from 100 classes on).
     """
-    several = isinstance(scales, Sequence | np.ndarray) and not isinstance(scales, str) and np.ndim(scales)
+    several = isinstance(scales, Sequence | np.ndarray | pd.Series) and not isinstance(scales, str) and np.ndim(scales)
     scales = list(scales) if several else [scales]
     wrong = [s for s in scales if not isinstance(s, int | float | np.number) or not 0 <= s <= LARGEST]
     if wrong or not scales:
@@ -79,7 +79,8 @@ def sweep(
                     bar.update(block.stop - block.start)
             return torch.stack(found).cpu()
 
-        sums = sum(cut.map(work, len(x), links if linear else (), copies=len(cut.layers)))
+        # Each block has draws of its own: the same blocks on every device, however much memory it has.
+        sums = sum(cut.map(work, len(x), links if linear else (), copies=len(cut.layers), kind="cpu"))
     check_scores(sums, "scales")
     where = {"repeat": np.repeat(np.arange(repeats), len(scales)), "scale": np.tile(np.array(scales, float), repeats)}
     return pd.DataFrame(where | score_columns(sums, len(x)))

@@ -34,6 +34,7 @@ CHANNELWISE = (
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
 )
 CHANNELWISE_FUNCTIONS = FUNCTIONS - {"prelu"} | {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # what these do in eval mode
 CACHE = 2**21  # bytes of a block of activations that stays in a core's cache
 
@@ -74,10 +75,14 @@ class Cut:
         self.device, self.dtype = parameter.device, parameter.dtype
         if self.device.type == "meta":
             raise ValueError("model: expected weights, got a model on the meta device")
+        if any(isinstance(module, BATCH_NORM) and module.running_var is None for module in model.modules()):
+            raise ValueError(
+                "model: a batch norm without running statistics makes each image's logits depend on the others"
+            )
         with evaluating(model):
             try:
                 sample = x[:2].to(self.device)
-                truth = model(sample)
+                truth = model(sample.clone())  # which it may change
             except Exception as error:  # torch's words, or the model's, for shapes and types that do not fit
                 line = " ".join(str(error).split()) or type(error).__name__
                 raise ValueError(f"x: the model cannot run images {x.dtype} {tuple(x.shape)}: {line}") from error
@@ -86,6 +91,7 @@ class Cut:
             raise ValueError("model: expected a classifier with logits (N, classes)")
         self.classes = logits.shape[1]
         self.shapes = {name: outputs[name][0] for name in _choose(layers, outputs)}
+        self._widest = max(shape.numel() for shape, _ in outputs.values())
         self.layers = {name: shape[0] for name, shape in self.shapes.items()}
 
     @property
@@ -111,7 +117,7 @@ class Cut:
                 return []
             link = links[-1]
             if step.name in clamp:
-                if link.layer or step.shape[0] != link.shape[0]:
+                if link.layer or len(step.shape) != len(link.shape) or step.shape[0] != link.shape[0]:
                     return []
                 link.layer, link.value = step.name, clamp[step.name].expand(1, *step.shape)
                 link.before, link.after = link.after, []
@@ -141,25 +147,28 @@ class Cut:
                 yield block, kept
                 bar.update(block.stop - block.start)
 
-    def blocks(self, n: int, links: Sequence[Link] = (), copies: int = 1) -> Iterator[slice]:
-        """Cut n images into blocks; a block's largest activation, so many times, keeps to the budget. Where there are
-        enough images at least four, so that each core has some."""
-        largest = max(shape.numel() for shape in [*self.shapes.values(), *(link.shape for link in links)])
-        size = max(self.budget(links) // (4 * largest * copies), 32 if links else 8)
+    def blocks(self, n: int, links: Sequence[Link] = (), copies: int = 1, kind: str = "") -> Iterator[slice]:
+        """Cut n images into blocks that keep to the budget of a kind of device, by default the model's: the largest
+        activation on the way, and on a chain the largest from there on, so many times. Where there are enough images at
+        least four, so that each core has some."""
+        size = max(self.budget(kind=kind) // (4 * self._widest * (1 if links else copies)), 8)
+        if links:
+            largest = max(shape.numel() for shape in [*self.shapes.values(), *(link.shape for link in links)])
+            size = min(size, max(self.budget(links, kind) // (4 * largest * copies), 32))
         size = min(size, 8192, max(math.ceil(n / 4), 128))
         yield from (slice(first, min(first + size, n)) for first in range(0, n, size))
 
-    def budget(self, links: Sequence[Link] = ()) -> int:
+    def budget(self, links: Sequence[Link] = (), kind: str = "") -> int:
         """Bytes of an activation to work on at once: a core's cache on a chain, else 32 MB; on a GPU an eighth of what is
         free."""
-        if self.device.type == "cuda":
+        if (kind or self.device.type) == "cuda":
             return torch.cuda.mem_get_info(self.device)[0] // 8
         return CACHE if links else 16 * CACHE
 
-    def map(self, function: Callable[[slice], torch.Tensor], n: int, links=(), copies=1) -> Iterator[torch.Tensor]:
+    def map(self, function: Callable[[slice], torch.Tensor], n: int, links=(), **how) -> Iterator[torch.Tensor]:
         """`function` of all `blocks` of n images, in order, a core each: operations on a block in a core's cache are too
         short to be shared among cores."""
-        blocks, threads = list(self.blocks(n, links, copies)), torch.get_num_threads()
+        blocks, threads = list(self.blocks(n, links, **how)), torch.get_num_threads()
         workers = min(threads, len(blocks)) if self.device.type == "cpu" and isinstance(self._program, Graph) else 1
         if workers == 1:
             yield from map(function, blocks)
@@ -286,6 +295,8 @@ class Link:
 def _extend(links: list[Link], step: Step) -> bool:
     """Take one more operation into a chain; False if it is of no kind that chains are made of."""
     link, module = links[-1], step.module
+    if module is not None and (module._forward_hooks or module._forward_pre_hooks):
+        return False  # it does more than its kind
     flatten = isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
     if flatten or isinstance(module, NOTHING) or (step.function == "flatten" and step.args == (1,)):
         return True  # a linear layer's columns are counted by channel
@@ -293,7 +304,7 @@ def _extend(links: list[Link], step: Step) -> bool:
         link.after.append(step.run)
         link.value = None if link.value is None else step.run(link.value)
         return True
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+    if isinstance(module, BATCH_NORM):
         return len(links) > 1 and not (link.layer or link.after) and _fold(module, links[-2])
     if isinstance(module, nn.Linear) and len(step.shape) == 1:
         link.weight = module.weight.unflatten(1, (link.shape[0], -1))
@@ -310,7 +321,7 @@ def _extend(links: list[Link], step: Step) -> bool:
 
 def _fold(norm: nn.Module, link: Link) -> bool:
     """Let the mixing of `link` do the batch norm's work, too; False if it cannot."""
-    if norm.running_var is None or norm.num_features != len(link.weight):
+    if norm.num_features != len(link.weight):
         return False
     scale = (norm.running_var.double() + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
     shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale

@@ -1,0 +1,195 @@
+"""Networks that users have and the paper has not, against the plain way; each of these once gave a wrong number."""
+
+from collections import OrderedDict
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from repro import ablation, evaluation, models, noise, selectivity, units
+from tests import networks, plain
+
+
+class Sum(nn.Module):
+    """A residual branch that is added in place; `traced` or, because it asks for a number, through hooks."""
+
+    def __init__(self, traced):
+        super().__init__()
+        self.traced = traced
+        self.one, self.act, self.two, self.act2 = nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        h = self.act(self.one(x.flatten(1)))
+        if not self.traced and float(h.sum()) < -1:
+            return self.head(h)
+        out = self.act2(self.two(h))
+        out += h
+        return self.head(out)
+
+
+class Scaled(nn.Module):
+    """With parameters that stand in the graph by themselves: a scalar and one a channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.relu, self.relu2, self.head = nn.Conv2d(3, 6, 1), nn.ReLU(), nn.ReLU(), nn.Linear(6, 4)
+        self.gain, self.scale = nn.Parameter(torch.full((1,), 0.7)), nn.Parameter(torch.rand(6, 1, 1))
+
+    def forward(self, x):
+        h = self.relu(self.stem(x)) * self.scale
+        return self.head((self.relu2(h - 0.1) * self.gain).mean((2, 3)))
+
+
+class Changing(nn.Module):
+    """Standardises its input in place, and keeps what it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp = models.mlp(12, [6, 5], 4)
+
+    def forward(self, x):
+        self.seen = x.sub_(0.5).div_(2)
+        return self.mlp(self.seen)
+
+
+class Squeezed(nn.Module):
+    """A wide map, multiplied by what four units make of its means."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down, self.relu, self.up = nn.Conv2d(3, 64, 1), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 64)
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x):
+        h = self.stem(x)
+        gate = torch.sigmoid(self.up(self.relu(self.down(h.mean((2, 3))))))
+        return self.head((h * gate[..., None, None]).mean((2, 3)))
+
+
+def flattened():
+    """Feature maps of one pixel that become a vector before they become units."""
+    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 7, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(7, 4))
+
+
+def hooked():
+    model = models.mlp(12, [6, 5], 4)
+    model.get_submodule("linear2").register_forward_hook(lambda module, inputs, output: 0.5 * output)
+    return model
+
+
+def compare(model, x, y, layers=None):
+    layers = layers or [name for name, _ in units.unit_layers(model, x) if "sigmoid" not in name]  # hooks see modules
+    found = units.Cut(model, x, layers).layers
+    for value in ("zero", "mean", "mean_per_position"):
+        pairs = [
+            (ablation.single_unit(model, x, y, layers, value), plain.single_unit(model, x.clone(), y, found, value)),
+        ]
+        curves = ablation.cumulative(model, x, y, layers, orders=2, steps=5, value=value)
+        sequences = list(ablation.sequences(units.Cut(model, x, layers), 2, 0))
+        counts = curves[curves.order == 0].n_ablated.tolist()
+        pairs.append((curves, plain.cumulative(model, x.clone(), y, found, sequences, counts, value)))
+        for ours, theirs in pairs:
+            pd.testing.assert_series_equal(ours.loss, theirs.loss, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "build", [Scaled, flattened, hooked, lambda: Sum(True), Squeezed], ids=["scaled", "flat", "hook", "sum", "squeezed"]
+)
+@pytest.mark.parametrize("n", [6, 7, 129])  # as many images as channels; a last block of one image
+def test_equals_the_plain_way(build, n):
+    model = networks.randomized(build())
+    compare(model, *networks.images(n, (3, 2, 2), 4))
+
+
+def test_the_result_of_a_hook_is_not_overwritten_in_place():
+    traced, hooks = Sum(True), Sum(False)
+    hooks.load_state_dict(networks.randomized(traced).state_dict())
+    x, y = networks.images(40, (3, 2, 2), 4)
+    with pytest.warns(UserWarning, match="hooks"):
+        compare(hooks, x, y)
+    with pytest.warns(UserWarning, match="hooks"):
+        pd.testing.assert_frame_equal(selectivity.table(hooks, x, y), selectivity.table(traced, x, y))
+    with pytest.warns(UserWarning, match="hooks"):
+        ours, theirs = (noise.sweep(model, x, y, [1.0], repeats=2) for model in (hooks, traced))
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+def test_images_stay_as_they_are_whatever_the_model_does_to_them():
+    model = networks.randomized(Changing())
+    x, y = networks.images(20, (3, 2, 2), 4)
+    before = x.clone()
+    model(x.clone())
+    seen = model.seen
+    ours = ablation.single_unit(model, x, y)
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+    assert type(model.seen) is type(seen)  # nothing of the tracing is left in the model
+    other = models.mlp(12, [6, 5], 4)
+    other.load_state_dict(model.mlp.state_dict())
+    theirs = ablation.single_unit(other, (x - 0.5) / 2, y)
+    pd.testing.assert_frame_equal(ours.drop(columns="layer"), theirs.drop(columns="layer"))
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_modules_with_a_number_in_their_name_keep_it(traced):
+    class Numbered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            names = ("fc_1", "relu_1", "fc_2", "relu_2")
+            kinds = (nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
+            self.net = nn.Sequential(OrderedDict(zip(names, kinds, strict=True)))
+            self.relu, self.relu_1, self.head = nn.ReLU(), nn.ReLU(), nn.Linear(6, 4)
+
+        def forward(self, x):
+            h = self.net(x.flatten(1))
+            if not traced and float(h.sum()) < -1:
+                return h
+            return self.head(self.relu_1(self.relu(self.relu(h) - 0.1) - 0.1))
+
+    model = networks.randomized(Numbered())
+    x, y = networks.images(30, (3, 2, 2), 4)
+    names = [name for name, _ in (units.unit_layers(model, x) if traced else _warned(units.unit_layers, model, x))]
+    assert names == ["net.relu_1", "net.relu_2", "relu", "relu_2", "relu_1"]
+    if traced:
+        compare(model, x, y, ["net.relu_1"])
+        compare(model, x, y, ["net.relu_2"])
+
+
+def _warned(function, *arguments):
+    with pytest.warns(UserWarning, match="hooks"):
+        return function(*arguments)
+
+
+def test_a_batch_norm_without_running_statistics_is_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.ReLU())
+    with pytest.raises(ValueError, match="model: a batch norm without running statistics"):
+        units.unit_layers(nn.Sequential(model, nn.Linear(6, 4)), networks.images(9, (3, 2, 2), 4)[0])
+
+
+def test_blocks_are_as_small_as_the_widest_activation_asks():
+    """Memory is bounded by what lies on the way, also where the named layers themselves are small."""
+    x = torch.randn(2, 3, 32, 32)
+    cut = units.Cut(Squeezed(), x, ["relu"])
+    largest = max(block.stop - block.start for block in cut.blocks(10_000))
+    assert largest * 64 * 32 * 32 * 4 <= cut.budget()
+    with evaluation.evaluating(cut._program.model):
+        assert cut.start(x, ["relu"]).largest == 64 * 32 * 32
+
+
+def test_draws_do_not_depend_on_the_device_and_its_memory(monkeypatch):
+    cut = units.Cut(networks.randomized(models.convnet([8, 8], [1, 1], 3)), torch.randn(2, 3, 8, 8))
+    expected = list(cut.blocks(5000, kind="cpu"))
+    cut.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**22, 2**36))
+    assert list(cut.blocks(5000, kind="cpu")) == expected != list(cut.blocks(5000))
+
+
+def test_small_losses_are_exact():
+    logits = torch.randn(2000, 10, generator=torch.Generator().manual_seed(0)) * 3
+    logits[:, 0] += 70
+    y = torch.zeros(2000, dtype=torch.long)
+    truth = torch.nn.functional.cross_entropy(logits.double(), y).item()
+    loss = evaluation.scores(logits, y)[0].item() / 2000
+    assert 0 <= truth < 1e-7 and abs(loss - torch.nn.functional.cross_entropy(logits, y).item()) < 1e-12
