@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from repro import ablation, selectivity
 from repro.evaluation import check_images, check_integer, check_scores, evaluating, image_scores, score_columns, scores
@@ -47,6 +46,8 @@ def weights(model: nn.Module, x, y, layers: Sequence[str] | None = None, folded:
 
 def _batch_norm_factors(model: nn.Module, x: torch.Tensor, sources: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
     """|γ| / √(variance + ε) of the batch norm that takes the output of each of some modules; none where there is none."""
+    from torchvision.ops import FrozenBatchNorm2d  # a second to import
+
     made: dict[nn.Module, torch.Tensor] = {}
     norms: dict[nn.Module, nn.Module] = {}
 

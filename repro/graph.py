@@ -94,7 +94,9 @@ class Graph:
 
         tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops))
         with _unchanged(model):
-            self.model, graph = model, tracer.trace(model)
+            self.model, graph = model, tracer.trace(model)  # which leaves constants on the model
+            constants = [node for node in graph.nodes if node.op == "get_attr"]
+            self.constants = {node: operator.attrgetter(node.target)(model) for node in constants}
         self.modules = dict(model.named_modules())
         earlier = set()
         for node in graph.nodes:
@@ -140,7 +142,7 @@ class Graph:
             return node.target(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], node.target)(*args[1:], **kwargs)
-        return operator.attrgetter(node.target)(self.model)  # get_attr
+        return self.constants[node]
 
     def _execute(self, nodes, env, keep, layers=(), edit=None) -> None:
         """Run `nodes` in `env`, a dict of node to value; values that nothing needs any more are let go."""

@@ -1,9 +1,13 @@
 """Later work's measurements against the plain way: hook, edit, run the whole network."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from repro import ablation, beyond, selectivity, units
 from tests import networks, plain
@@ -36,6 +40,26 @@ def test_only_the_batch_norm_that_follows_counts():
     np.testing.assert_allclose(table[table.layer == "above"].l1_norm, folded(model.left, model.norm), rtol=1e-5)
     pd.testing.assert_frame_equal(table[table.layer == "below"], bare[bare.layer == "below"])  # has none
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_frozen_batch_norm_is_folded_too():
+    thawed = networks.randomized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()))
+    frozen = nn.Sequential(*thawed)
+    frozen[1] = FrozenBatchNorm2d(4)
+    frozen[1].load_state_dict({name: v for name, v in thawed[1].state_dict().items() if v.ndim})
+    x = torch.randn(2, 3, 4, 4)
+    with warnings.catch_warnings(action="error"):  # it can be traced
+        ours, theirs = (beyond.weights(model, x, None, ["2"], folded=True) for model in (frozen, thawed))
+    assert not [name for name in vars(frozen) if "constant" in name]
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("analysis", [beyond.class_drops, beyond.projections, beyond.weights])
+def test_a_network_of_nan_is_refused(analysis):
+    model = networks.randomized(networks.Residual())
+    nn.init.constant_(next(model.parameters()), float("nan"))
+    with pytest.raises(ValueError, match=r"^(model|value): "):
+        analysis(model, *networks.images())
 
 
 def test_without_batch_norm_there_is_nothing_to_fold():
