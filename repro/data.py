@@ -75,6 +75,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
         each holding one folder of images a class. A relative PATH is looked for under `root`. "imagenet": 5,000 of
         ImageNet's validation images, from the 1,000 folders of ``imagenet/val``, prepared and standardised as for
         torchvision's published networks; half of them stand for the training images, which nobody has in memory.
+        Recipes know a folder by its PATH: give other images another name, lest results of the old ones be taken for theirs.
     root : path, optional
         Folder of the data sets; by default the environment variable REPRO_DATA, else ``data/raw``.
 
@@ -89,11 +90,19 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
         root = Path(root).resolve()
     except (TypeError, ValueError, OSError) as error:
         raise ValueError(f"root: expected a folder, got {root!r:.100} ({error})") from error
-    return _load(name if isinstance(name, str) else repr(name), root)
+    name = name if isinstance(name, str) else repr(name)
+    return _load(name, root, _state(root / name.removeprefix("folder:")) if name.startswith("folder:") else ())
+
+
+def _state(path: Path) -> tuple:
+    """Tells a folder data set that was changed from the one that was read: when its zips and folders were written to."""
+    with contextlib.suppress(OSError, ValueError):  # `_folder` says what is wrong
+        return tuple((str(file), file.stat().st_mtime_ns) for file in sorted([*path.glob("*"), *path.glob("*/*")]))
+    return ()
 
 
 @functools.lru_cache(maxsize=2)
-def _load(name: str, root: Path) -> Dataset:
+def _load(name: str, root: Path, state: tuple = ()) -> Dataset:
     if name == "digits":
         return _standardised(name, *_digits())
     if name in TORCHVISION:
@@ -212,14 +221,18 @@ def _read_split(path: Path):
 
 def _read_image(file: str, path: Path, read, convert):
     """What `convert` makes of an RGB image; a ValueError names the file that is damaged or too large."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     damage = (OSError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
     try:
         with Image.open(io.BytesIO(read())) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise OSError(f"it has {image.width}×{image.height} pixels, more than {MOST_PIXELS}")
+            if image.mode.startswith(("I", "F")):  # which Pillow would clip to white
+                raise OSError("expected 8 bits a channel")
             return convert(image.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"name: cannot read image {file} in {path}: it is damaged, or no image") from error
     except damage as error:
         raise ValueError(f"name: cannot read image {file} in {path}: {error}") from error
 

@@ -1,7 +1,6 @@
 """Data sets and label shuffling."""
 
 import io
-import shutil
 import urllib.error
 import zipfile
 
@@ -225,6 +224,21 @@ def test_val_stands_for_test_and_other_files_are_left_alone(write):
     assert data.load(write(files)).y_test.tolist() == [0, 1]
 
 
+def test_images_of_more_than_eight_bits_are_refused_not_clipped(write):
+    file = io.BytesIO()
+    Image.fromarray(np.full((5, 6), 40_000, np.uint16)).save(file, "png")
+    with pytest.raises(ValueError, match=r"dog/1\.png in .*: expected 8 bits"):
+        data.load(write(change("train", dog_1=file.getvalue())))
+
+
+def test_a_folder_that_changed_is_read_again(tmp_path):
+    write_tree(tmp_path)
+    before = data.load(f"folder:{tmp_path}")
+    assert data.load(f"folder:{tmp_path}") is before
+    (tmp_path / "train" / "dog" / "9.png").write_bytes(png(70))
+    assert len(data.load(f"folder:{tmp_path}").y_train) == len(before.y_train) + 1
+
+
 @pytest.mark.parametrize("size", [0, 20, -25])
 def test_a_damaged_image_is_named(write, size):
     with pytest.raises(ValueError, match=r"^name: cannot read image .*dog/1\.png"):
@@ -344,8 +358,8 @@ def test_a_truncated_mnist_is_an_error_that_says_where(little_mnist, no_network,
         data.load("mnist", root=little_mnist)
 
 
-def test_a_data_set_is_read_once(tmp_path):
+def test_a_data_set_is_read_once(tmp_path, monkeypatch):
     write_tree(tmp_path / "pets")
     first = data.load(f"folder:{tmp_path / 'pets'}")
-    shutil.rmtree(tmp_path / "pets")
+    monkeypatch.setattr(data, "_folder", lambda path: pytest.fail("it is read again"))
     assert data.load(f"folder:{tmp_path / 'pets'}") is first
