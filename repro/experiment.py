@@ -102,7 +102,7 @@ def measure(
     if missing and compute == "nothing":
         raise Missing(_untrained(missing), [w.title for w in missing])
     if missing:
-        _compute(missing, jobs or int(os.environ.get("REPRO_JOBS", 1)))
+        _compute(missing, jobs or _processes())
         tables |= {w: store.read_columns(w.path, w.origin) for w in missing}
     rows = [len(table) for table in tables.values()]
     origins = pd.DataFrame([w.columns() for w in tables])
@@ -124,6 +124,8 @@ def _list(
     """What a call of `measure` asks for, its arguments checked."""
     recipes = _distinct("recipes", recipes)
     epochs = None if epochs is None else _distinct("epochs", epochs)
+    if epochs == []:
+        raise ValueError("epochs: expected at least one epoch, or None for the end of training")
     _check(analysis, recipes, split, epochs, images, compute, jobs, options)
     return [
         _Wanted(analysis, recipe, split, epoch, images, options) for recipe in recipes for epoch in epochs or [None]
@@ -219,6 +221,14 @@ def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> 
 
 
 # Computing what is missing --------------------------------------------------------------------------------------------
+
+
+def _processes() -> int:
+    """REPRO_JOBS, by default 1."""
+    number = os.environ.get("REPRO_JOBS", "1")
+    if not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"REPRO_JOBS: expected a number from 1, got {number!r}")
+    return int(number)
 
 
 def _compute(missing: list[_Wanted], jobs: int) -> None:
@@ -363,10 +373,13 @@ def _origin(recipe: Recipe, epoch: int | None) -> dict:
 
 
 def _write(recipe: Recipe, epoch: int | None, model: nn.Module, start: float) -> None:
+    path = store.network_path(recipe.key, epoch)
+    if path.exists():  # tables were measured on it, and another machine rounds otherwise
+        return
     parameters = {name for name, _ in model.named_parameters()}  # batch-norm statistics stay in full precision
     tensors = {name: t.half() if name in parameters else t for name, t in model.state_dict().items()}
     made = {"seconds": round(time.monotonic() - start, 2)}
-    store.write_tensors(store.network_path(recipe.key, epoch), tensors, _origin(recipe, epoch), made)
+    store.write_tensors(path, tensors, _origin(recipe, epoch), made)
 
 
 def _read(recipe: Recipe, epoch: int | None) -> nn.Module | None:

@@ -152,6 +152,10 @@ class Recipe:
             elif self.width is not None:
                 number("width", 1e-3 if self.model != "mlp" else 1, models.MOST, integer=self.model == "mlp")
         expect("width", self.model == "mlp" or not isinstance(self.width, tuple), "a factor on the channel counts")
+        # What a model does not have shall not look as if it had it.
+        expect("dropout", self.model == "mlp" or self.dropout == 0, f"0, as a {self.model} has no dropout")
+        expect("strides", self.model == "convnet" or self.strides is None, f"None, as the {self.model} has its own")
+        expect("batch_norm", self.model == "convnet" or self.batch_norm, f"True, as the {self.model} has no choice")
 
     @property
     def key(self) -> str:
@@ -201,6 +205,8 @@ def device() -> torch.device:
     name = os.environ.get("REPRO_DEVICE", "auto")
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"REPRO_DEVICE: expected auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("REPRO_DEVICE: asks for cuda, but torch finds no GPU here; use auto or cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

@@ -192,6 +192,24 @@ def test_snapshots_show_the_network_as_it_was():
     assert table["train_loss"][0] == pytest.approx(F.cross_entropy(untrained(x), y).item(), rel=1e-5)
 
 
+def test_a_network_stays_as_it_is_when_only_snapshots_are_asked_for():
+    """On another machine training rounds otherwise, and the tables at hand are of this one."""
+    measure("history", [RECIPE])
+    path = store.network_path(RECIPE.key)
+    origin = store.read_entry(path).origin
+    tensors = {name: value + 0.01 for name, value in store.read_tensors(path, origin).items()}
+    store.write_tensors(path, tensors, origin)
+    before = path.read_bytes()
+    measure("history", [RECIPE], epochs=[1])
+    assert path.read_bytes() == before
+
+
+def test_the_number_of_processes_is_checked(monkeypatch):
+    monkeypatch.setenv("REPRO_JOBS", "all")
+    with pytest.raises(ValueError, match="REPRO_JOBS: expected a number from 1, got 'all'"):
+        measure("history", [RECIPE])
+
+
 def test_snapshots_may_be_given_as_an_array(trained):
     table = measure("history", [RECIPE], epochs=np.array([1, 2, 2]))
     assert table["epoch"].tolist() == [1, 2]
@@ -310,6 +328,7 @@ def test_another_store_knows_nothing(tmp_path, monkeypatch, trained):
         ("images", dict(images=1.5)),
         ("jobs", dict(jobs=0)),
         ("jobs", dict(jobs=True)),
+        ("epochs", dict(epochs=[])),
         ("epochs", dict(epochs=[-1])),
         ("epochs", dict(epochs=[4])),
         ("epochs", dict(epochs=[1.0])),

@@ -302,6 +302,13 @@ def test_an_unknown_device_is_refused(name, monkeypatch):
         training.device()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("REPRO_DEVICE", "cuda")
+    with pytest.raises(ValueError, match="^REPRO_DEVICE: asks for cuda, but torch finds no GPU"):
+        training.device()
+
+
 # Recipes ----------------------------------------------------------------------------------------------------
 
 BAD = {
@@ -373,13 +380,34 @@ def test_a_key_stays_what_it_is():
     # Stored networks are found by these names: if they change, all are lost. A new field needs a default with
     # which old recipes mean what they meant; failing that, raise training.FORMAT and train everything again.
     assert Recipe("digits").key == "62654f77179ff732"
-    assert Recipe(**OTHERS | {"alpha": 0}).key == "24c32b9afa02ebe3"  # as it was before there was alpha
-    assert Recipe(**OTHERS).key == "93e036ce665c6f28"
+    convnet = OTHERS | {"dropout": 0}  # which only an MLP has
+    assert Recipe(**convnet | {"alpha": 0}).key == "c95fae910e7496d2"  # as it was before there was alpha
+    assert Recipe(**convnet).key == "754a03bf8fcabcb7"
+    assert Recipe("digits", width=64, dropout=0.1).key == "f2964a9bd86b670a"
 
 
 def test_every_field_counts_in_the_key():
-    keys = {Recipe("digits").key} | {Recipe(**{"dataset": "digits", name: value}).key for name, value in OTHERS.items()}
-    assert len(keys) == len(OTHERS) + 1
+    recipes = [Recipe("digits")]
+    for name, value in OTHERS.items():
+        needs = {"model": "convnet"} if name in ("strides", "batch_norm") else {}
+        recipes.append(Recipe(**{"dataset": "digits"} | needs | {name: value}))
+    assert len({recipe.key for recipe in recipes}) == len(OTHERS) + 1
+
+
+@pytest.mark.parametrize(
+    ("field", "recipe"),
+    [
+        ("dropout", dict(model="convnet", dropout=0.5)),
+        ("dropout", dict(model="resnet50", dropout=0.5)),
+        ("batch_norm", dict(model="resnet50", batch_norm=False)),
+        ("batch_norm", dict(model="mlp", batch_norm=False)),
+        ("strides", dict(model="mlp", strides=(1, 2))),
+        ("strides", dict(model="resnet50", strides=(1, 2))),
+    ],
+)
+def test_what_a_model_does_not_have_is_refused(field, recipe):
+    with pytest.raises(ValueError, match=f"^{field}: expected "):
+        Recipe("digits", **recipe)
 
 
 def test_the_same_recipe_in_other_words_has_the_same_key():

@@ -37,7 +37,7 @@ class Memorization(Diagram):
     Raises
     ------
     ValueError
-        The recipes differ in more than their labels; `position` or `order` are not there.
+        The recipes differ in their data set or in their layers; `position` or `order` are not there.
     """
 
     _esm = module("memorization")
