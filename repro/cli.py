@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,10 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"repro: {error}", file=sys.stderr)
         return 2 if isinstance(error, Refused) else 1
     except KeyboardInterrupt:
-        print(
-            "\nrepro: interrupted; what was finished is in the store, the same command goes on from there",
-            file=sys.stderr,
-        )
+        kept = "; what was finished is in the store, the same command goes on from there" * (options.run is draw)
+        print(f"\nrepro: interrupted{kept}", file=sys.stderr)
         return 130
 
 
@@ -51,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
         "--preset", default="digits", help="digits (default): small, no download; paper: the paper's scale"
     )
     figures.add_argument(
-        "--fresh", action="store_true", help="ignore what is stored: train and measure everything anew"
+        "--fresh",
+        action="store_true",
+        help="train and measure everything anew, or go on with such a run",
     )
     figures.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     figures.add_argument("--in-place", action="store_true", help="keep the outputs in the notebooks themselves")
@@ -120,7 +121,7 @@ def integers(text: str) -> list[int]:
 
 def draw(options) -> int:
     """Run notebooks as processes side by side, then write the scorecard and say what came out."""
-    names = options.names or NAMES
+    names = list(dict.fromkeys(options.names)) or NAMES
     if options.jobs < 1:
         raise Refused(f"--jobs: expected a number from 1, got {options.jobs}")
     if options.fresh:
@@ -133,15 +134,19 @@ def draw(options) -> int:
     surroundings = {"REPRO_DEVICE": options.device, "REPRO_STORE": str(root)}
     if options.scheduler:
         surroundings["REPRO_SCHEDULER"] = options.scheduler
-    with environment(**surroundings):
-        if options.dry_run:
+    if options.dry_run:
+        with environment(**surroundings):
             return _say_what_is_missing(names, parameters)
-        results = _run_all(names, parameters, options.preset, options.jobs)
-    failed = [name for name, result in results.items() if result["error"]]
-    if options.in_place and not failed:
-        _keep_outputs([results[name]["output"] for name in names])
-    if options.fresh and not failed:
-        _merge(root, final)
+    with store.lock("fresh", wait=False) if options.fresh else nullcontext(True) as mine:
+        if not mine:
+            raise Refused("another --fresh is at work on this store; wait for it, or give this one its own REPRO_STORE")
+        with environment(**surroundings):
+            results = _run_all(names, parameters, options.preset, options.jobs)
+        failed = [name for name, result in results.items() if result["error"]]
+        if options.in_place and not failed:
+            _keep_outputs([results[name]["output"] for name in names])
+        if options.fresh and not failed:
+            _merge(root, final)
     write_scorecard(options.preset)
     _print_results(results, options.preset)
     for name in failed:
@@ -151,12 +156,29 @@ def draw(options) -> int:
 
 
 def _merge(fresh: Path, final: Path) -> None:
-    """Let the files of one store replace those of another."""
+    """Let the files of one store replace those of another. Where a network came out differently, as on another machine,
+    tables of the old one are not kept beside the new one."""
+    made = map(store.read_entry, fresh.glob("checkpoints/*.safetensors"))
+    changed = {_key(entry) for entry in made if _differs(entry, final)}
+    for path in (final / "results").glob("*.parquet") if changed else []:
+        if _key(store.read_entry(path)) in changed:
+            path.unlink()
     for kind in ("checkpoints", "results"):
         (final / kind).mkdir(parents=True, exist_ok=True)
         for path in fresh.glob(f"{kind}/*"):
             os.replace(path, final / kind / path.name)
     shutil.rmtree(fresh)
+
+
+def _differs(entry: store.Entry, final: Path) -> bool:
+    """Whether a store holds this network with other weights."""
+    import torch
+
+    old = final / "checkpoints" / entry.path.name
+    if not old.exists():
+        return False
+    new, old = (store.read_tensors(path, entry.origin) for path in (entry.path, old))
+    return any(not torch.equal(tensor, old[name]) for name, tensor in new.items())
 
 
 def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -> dict[str, dict]:
@@ -184,10 +206,9 @@ def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: i
                 running[name] = _start(name, output, parameters[name], environment), time.monotonic(), output
             for name, (process, start, output) in list(running.items()):
                 if process.poll() is not None:
-                    error = output.with_suffix(".log").read_text() if process.returncode else ""
                     results[name] = {
                         "seconds": time.monotonic() - start,
-                        "error": _cause(output, error),
+                        "error": _cause(output, process.returncode) if process.returncode else "",
                         "output": output,
                     }
                     del running[name]
@@ -234,19 +255,18 @@ def _show_progress(bar, path: Path, notebooks: int, finished: int, running: dict
     bar.refresh()
 
 
-def _cause(output: Path, error: str) -> str:
-    """The cell and the error that a notebook failed with, from what papermill left of it."""
+def _cause(output: Path, code: int) -> str:
+    """The cell and the error that a notebook failed with, from what papermill left of it and its exit code."""
     import nbformat
 
-    if not error:
-        return ""
     if output.exists():
         for cell in nbformat.read(output, as_version=4).cells:
             for out in cell.get("outputs", []):
                 if out.output_type == "error":
                     what = out.evalue.strip().partition("\n")[0]
                     return f"in the cell that begins {cell.source.partition(chr(10))[0]!r}: {out.ename}: {what}"
-    return error.strip().splitlines()[-1]
+    lines = output.with_suffix(".log").read_text().strip().splitlines()
+    return lines[-1] if lines else f"its process ended with {code}; was it killed, or out of memory?"
 
 
 def _print_results(results: dict[str, dict], preset: str) -> None:
@@ -281,7 +301,7 @@ def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
 
     networks, tables = {}, 0
     for name in tqdm(names, desc="reading notebooks", leave=False):
-        missing = [call.table for call in replay(name, parameters[name]) if isinstance(call.table, Missing)]
+        missing = [call.table for call in _calls(name, parameters[name]) if isinstance(call.table, Missing)]
         new = dict.fromkeys(recipe for m in missing for recipe in m.networks if recipe not in networks)
         count = sum(len(m.tables) for m in missing)
         print(f"{name:6} {len(new):4} networks to train, {count:4} tables to measure")
@@ -290,8 +310,13 @@ def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
     seconds, known = 0.0, {}
     for recipe in networks:  # networks that differ in seed and corruption alone take equally long
         like = training.Recipe(**asdict(recipe) | {"seed": 0, "corruption": 0.0})
-        if like not in known:
-            known[like] = training.estimate(like)
+        try:
+            if like not in known:
+                known[like] = training.estimate(like)
+        except ValueError as error:  # its data set is not here
+            raise Refused(
+                f"{len(networks)} networks are missing, how long they take cannot be told: {error}"
+            ) from error
         seconds += known[like]
     print(
         f"in all {len(networks)} networks and at least {tables} tables; "
@@ -300,17 +325,27 @@ def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
     return 0
 
 
+def _calls(name: str, parameters: dict) -> list:
+    """What a notebook asks of `measure`; parameters that fit by type, but not in value, are refused."""
+    try:
+        return replay(name, parameters)
+    except ValueError as error:
+        raise Refused(f"{name} cannot be run with these parameters: {error}") from error
+
+
 def write_tables(options) -> int:
     """repro export: the tables behind each panel as CSV."""
     from repro.experiment import Missing
 
     options.out.mkdir(parents=True, exist_ok=True)
-    calls = replay(options.name, chosen([options.name], options.preset)[options.name])
-    for panel, analysis, table, _ in calls:
+    calls = _calls(options.name, chosen([options.name], options.preset)[options.name])
+    for panel, analysis, table, _, chosen_options in calls:
         if isinstance(table, Missing):
             print(f"{options.name}{panel} {analysis}: {table}")
         else:
-            path = options.out / f"{options.name}{panel}-{analysis}.csv"
+            own = {name: value for name, value in chosen_options.items() if name not in ("split", "compute")}
+            what = [f"{name}-{value}" for name, value in own.items() if isinstance(value, str | bool)]
+            path = options.out / f"{'-'.join([options.name + panel, analysis, *what])}.csv"
             table.to_csv(path, index=False)
             print(f"{path}: {len(table)} rows")
     return 0
@@ -358,11 +393,13 @@ def _made(name: str):
     from torch import nn
 
     module, _, function = name.partition(":")
+    if not function:
+        raise Refused(f"expected MODULE:FUNCTION, the function returns the network; got {name!r}")
     sys.path.insert(0, os.getcwd())
     try:
         made = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise Refused(f"MODULE:FUNCTION: {name!r} gives no network: {error}") from error
+    except Exception as error:  # it is the user's code
+        raise Refused(f"MODULE:FUNCTION: {name!r} gives no network: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise Refused(f"MODULE:FUNCTION: {name!r} gives a {type(made).__name__}, expected an nn.Module")
     return made
@@ -382,6 +419,7 @@ def list_notebooks(options) -> int:
 
 def print_report(options) -> int:
     """repro report: the scorecard of a preset."""
+    chosen([], options.preset)  # refuses a preset that there is not
     path = store.figures(options.preset) / "scorecard.md"
     if not path.exists():
         raise Refused(f"no scorecard for preset {options.preset!r} yet; run: repro figures --preset {options.preset}")

@@ -67,6 +67,8 @@ def chosen(names: list[str], preset: str, given: list[list[str]] = ()) -> dict[s
     from_user = {name: _load_yaml(f"-p {name}", value) for name, value in given}
     for source, values, books in ((path.name, from_preset, everywhere), ("-p", from_user, here)):
         for parameter, value in values.items():
+            if (source, parameter) == ("-p", "preset"):
+                raise Refused("parameter 'preset' in -p: it only names a folder; use --preset")
             found = [book[parameter] for book in books.values() if parameter in book]
             if not found:
                 known = sorted({name for book in books.values() for name in book})
@@ -148,6 +150,7 @@ class Call(NamedTuple):
     analysis: str
     table: object
     files: list[Path]
+    options: dict
 
 
 def replay(name: str, parameters: dict) -> list[Call]:
@@ -164,9 +167,9 @@ def replay(name: str, parameters: dict) -> list[Call]:
         try:
             table = whole(analysis, *arguments, **options | {"compute": "nothing"})
         except experiment.Missing as missing:
-            calls.append(Call(panel, analysis, missing, files))
+            calls.append(Call(panel, analysis, missing, files, options))
             raise
-        calls.append(Call(panel, analysis, table, files))
+        calls.append(Call(panel, analysis, table, files, options))
         return table
 
     experiment.measure = recorded

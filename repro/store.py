@@ -200,7 +200,10 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}; free space or set REPRO_STORE") from error
+        raise OSError(
+            error.errno,
+            f"cannot write {path}: {error.strerror}; free space or set REPRO_STORE (figures: REPRO_FIGURES)",
+        ) from error
 
 
 def _read(path: Path) -> bytes | None:

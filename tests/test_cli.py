@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import subprocess
 
 import nbformat
 import pandas as pd
 import pytest
 
-from repro import cli, notebooks, store
+from repro import cli, experiment, notebooks, store
 from repro.training import Recipe
 
 SMALL = [  # fig6 on tiny networks: one epoch, a hundred images
@@ -48,7 +49,14 @@ def figures(tmp_path, monkeypatch):
         (["figures", "fig1", "-p", "mlp", "{}"], "'dataset'"),
         (["figures", "fig1", "-p", "orders", "[1,"], "no YAML"),
         (["figures", "fig1", "--jobs", "0"], "--jobs"),
-        (["report", "--preset", "huge"], "no scorecard"),
+        (["report", "--preset", "huge"], "unknown preset 'huge'"),
+        (["report", "--preset", "../digits"], "unknown preset"),
+        (["report"], "no scorecard"),
+        (["figures", "fig1", "-p", "preset", "paper"], "use --preset"),
+        (["figures", "fig1", "-p", "corruptions", "[0.0, 2.0]", "--dry-run"], "corruption: expected"),
+        (["figures", "fig1", "--preset", "paper", "--dry-run"], "how long they take cannot be told"),
+        (["measure", "tests.networks", "--data", "digits", "--out", "x"], "expected MODULE:FUNCTION"),
+        (["measure", "tests.networks:fails", "--data", "digits", "--out", "x"], "AttributeError"),
     ],
 )
 def test_refuses_in_one_line(arguments, words, figures, monkeypatch, capsys):
@@ -133,6 +141,16 @@ def test_export_writes_what_the_panels_show(figures, tmp_path, monkeypatch):
     table = pd.read_csv(tmp_path / "fig6a-selectivity.csv")
     assert table.network.nunique() == 4
     assert table.selectivity.dropna().between(0, 1).all()
+
+
+def test_export_tells_the_arms_of_a_panel_apart(tmp_path, monkeypatch, capsys):
+    table = pd.DataFrame({"accuracy": [0.5]})
+    options = [{"split": "train"}, {"value": "zero"}, {"value": "mean"}, {"layers": ["relu1"], "folded": True}]
+    calls = [notebooks.Call("a", "cumulative", table, [], chosen) for chosen in options]
+    monkeypatch.setattr(cli, "replay", lambda *_: calls)
+    assert cli.main(["export", "figA1", "--out", str(tmp_path)]) == 0
+    names = ["", "-value-zero", "-value-mean", "-folded-True"]
+    assert {path.name for path in tmp_path.glob("*.csv")} == {f"figA1a-cumulative{name}.csv" for name in names}
 
 
 def _parameters():
@@ -294,6 +312,58 @@ def test_fresh_ignores_the_store_and_replaces_it_when_done(figures):
     assert {path.name: store.read_entry(path).origin for path in store.paths()} == before
     assert all(path.stat().st_mtime_ns > times[path.name] for path in store.paths())
     assert not (root / "fresh").exists()
+
+
+def test_a_notebook_asked_for_twice_runs_once(figures, monkeypatch):
+    monkeypatch.setattr(cli, "_run_all", lambda names, *_: {name: {"error": "", "seconds": 0} for name in names})
+    monkeypatch.setattr(cli, "_print_results", lambda results, preset: results_of.append(list(results)))
+    results_of = []
+    assert cli.main(["figures", "fig1", "fig2", "fig1"]) == 0
+    assert results_of == [["fig1", "fig2"]]
+
+
+def test_a_notebook_that_is_killed_has_failed(figures, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_start", lambda name, output, *_: _killed(output))
+    assert cli.main(["figures", "fig1", "--fresh"]) == 1
+    told = capsys.readouterr()
+    assert "failed" in told.out and "its process ended with -9; was it killed" in told.err
+
+
+def _killed(output):
+    output.with_suffix(".log").write_text("")
+    return subprocess.Popen(["sh", "-c", "kill -9 $$"])
+
+
+def test_one_fresh_run_at_a_time(figures, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_run_all", lambda *_: pytest.fail("a kernel was started"))
+    with store.lock("fresh"):
+        assert cli.main(["figures", "fig1", "--fresh"]) == 2
+    assert "another --fresh is at work" in capsys.readouterr().err
+
+
+def test_tables_of_another_network_do_not_stay_beside_a_fresh_one(tmp_path, monkeypatch):
+    """On another machine training rounds otherwise: then tables that were not made anew go."""
+    same, other = (Recipe("digits", width=4, n_train=50, epochs=0, seed=seed) for seed in (0, 1))
+    fresh = tmp_path / "fresh"
+    for root in (store.root(), fresh):
+        monkeypatch.setenv("REPRO_STORE", str(root))
+        for analysis in ("selectivity", "history") if root != fresh else ("history",):
+            experiment.measure(analysis, [same, other])
+        if root != fresh:
+            path = store.network_path(other.key)
+            origin = store.read_entry(path).origin
+            tensors = store.read_tensors(path, origin)
+            store.write_tensors(path, {name: value + 0.01 for name, value in tensors.items()}, origin)
+    monkeypatch.undo()
+    root = tmp_path / "store"
+    cli._merge(fresh, root)
+    monkeypatch.setenv("REPRO_STORE", str(root))
+    kept = [store.read_entry(path).origin for path in store.paths() if path.suffix == ".parquet"]
+    assert sorted((o["analysis"], o["recipe"]["seed"]) for o in kept) == [
+        ("history", 0),
+        ("history", 1),
+        ("selectivity", 0),
+    ]
 
 
 def test_lists_notebooks(capsys):
