@@ -159,7 +159,8 @@ class Graph:
         """Shape of one image's activation of every layer, and whether it is a nonlinearity; and the logits."""
         env = {self.input: sample}
         self._execute(self.nodes[1:], env, keep=self.nodes)
-        self.shapes = {n: v.shape[1:] for n, v in env.items() if isinstance(v, torch.Tensor) and v.ndim > 1}
+        images = {n: v for n, v in env.items() if n in self.fed and isinstance(v, torch.Tensor)}
+        self.shapes = {n: v.shape[1:] for n, v in images.items() if v.ndim > 1}
         inner = [node for node in self.nodes[1:] if node in self.shapes and node is not self.result]
         self.by_name = {self.names[node]: node for node in inner}
         steps = {name: self._step(node, None) for name, node in self.by_name.items()}

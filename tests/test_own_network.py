@@ -104,7 +104,7 @@ def test_measures_torchvision_networks(network, layers, units, folder, tmp_path)
         (["nets:nothing"], "gives a str, expected an nn.Module"),
         (["nets:missing"], "'nets:missing' gives no network"),
         (["nothing:resnet"], "'nothing:resnet' gives no network"),
-        (["resnet"], "'resnet' gives no network"),
+        (["resnet"], "expected MODULE:FUNCTION"),
         (["nets:resnet", "--data", "folder:pictures"], "pictures should hold train as a folder or a zip"),
     ],
 )
