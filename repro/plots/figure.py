@@ -187,9 +187,10 @@ class Figure:
             bold = {"size": 10, "weight": "bold", "va": "baseline", "ha": "left", "gid": "letter"}
             ax.annotate(letter, (0, 1), (-left * 72 / dpi, pad), **where, **bold)
         figure.draw_without_rendering()
-        for letter, ax in panels.items():
-            for axes in self._axes_of(letter):
-                look.fit_labels(axes)
+        for axes in (axes for letter in panels for axes in self._axes_of(letter)):
+            look.fit_labels(axes)
+        figure.draw_without_rendering()
+        for ax in panels.values():  # as wide as the labels leave the axes
             if note := look.named(ax, "note"):
                 look.corner_note(ax, note.get_text())
             if note := look.named(ax, "missing"):

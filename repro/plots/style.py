@@ -189,11 +189,12 @@ def wrap(text, room, size, separator=" "):
 
 
 def fit_labels(ax):
-    """Break a label that is longer than its axis before the unit, or the edge of the figure would cut it."""
+    """Break a label that is longer than its axis, before the unit if it has one, or the edge of the figure would cut it."""
     box = ax.get_window_extent()
     for label, length in ((ax.xaxis.label, box.width), (ax.yaxis.label, box.height)):
-        if text_width(label.get_text(), label.get_size()) > length * 72 / ax.figure.dpi:
-            label.set_text(label.get_text().replace(" (", "\n("))
+        text, size, room = label.get_text(), label.get_size(), length * 72 / ax.figure.dpi
+        if text_width(text, size) > room:
+            label.set_text(text.replace(" (", "\n(") if " (" in text else wrap(text, room, size))
 
 
 def named(ax, gid):
