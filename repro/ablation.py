@@ -6,7 +6,6 @@ as a control, to what it is on other images.
 
 from __future__ import annotations
 
-import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,10 +15,20 @@ from itertools import accumulate
 import numpy as np
 import pandas as pd
 import torch
-from pandas.api.types import is_numeric_dtype
 from torch import nn
 
-from repro.evaluation import check_fit, check_integer, check_scores, evaluating, image_scores, score_columns, scores
+from repro.evaluation import (
+    check_curves,
+    check_fit,
+    check_integer,
+    check_orders,
+    check_scores,
+    check_value,
+    evaluating,
+    image_scores,
+    score_columns,
+    scores,
+)
 from repro.graph import Tail
 from repro.units import Cut, Link, prepare, progress
 
@@ -304,30 +313,12 @@ def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool
     Series
         One area a curve, up to the curve's last point, indexed by `by`.
     """
-    by = [by] if isinstance(by, str) else by
-    if not isinstance(by, Sequence) or not by or not all(isinstance(name, str) for name in by):
-        raise ValueError(f"by: expected the names of one or several columns, got {by!r}")
-    if not isinstance(normalize, bool | np.bool_):
-        raise ValueError(f"normalize: expected True or False, got {normalize!r}")
-    columns = [*by, "fraction_ablated", "accuracy"]
-    missing = set(columns) - set(curves.columns) if isinstance(curves, pd.DataFrame) else set(columns)
-    if missing or curves.empty or not curves.columns.is_unique:
-        raise ValueError(f"curves: expected a table with columns {', '.join(sorted(missing)) or 'and rows'}")
-    numbers = curves[["fraction_ablated", "accuracy"]]
-    if not all(is_numeric_dtype(kind) for kind in numbers.dtypes) or not np.isfinite(numbers.to_numpy(float)).all():
-        raise ValueError("curves: expected finite numbers as fraction_ablated and accuracy")
-    if not numbers["fraction_ablated"].between(0, 1).all():
-        raise ValueError("curves: expected fractions from 0 to 1 as fraction_ablated")
-    if curves.duplicated([*by, "fraction_ablated"]).any():
-        raise ValueError(f"by: {', '.join(by)} does not tell the curves apart; name further columns, such as network")
-    curves, by = curves[columns].loc[:, ~pd.Index(columns).duplicated()], list(dict.fromkeys(by))
+    by = check_curves(curves, by, normalize)
 
     def area(curve: pd.DataFrame) -> float:
         curve = curve.sort_values("fraction_ablated")
         accuracy = curve["accuracy"].to_numpy()
         whole = np.trapezoid(accuracy, curve["fraction_ablated"].to_numpy())
-        if normalize and curve["fraction_ablated"].iloc[0] > 0:
-            raise ValueError("normalize: expected a point at fraction_ablated 0 in every curve")
         if normalize:
             return whole / accuracy[0] if accuracy[0] > 0 else np.nan
         return whole
@@ -350,18 +341,7 @@ def sequences(cut: Cut, orders: int | Sequence, seed: int) -> Iterator[list[tupl
             rng = np.random.default_rng((check_integer("seed", seed, 0), order))
             yield [everything[i] for i in rng.permutation(len(everything))]
         return
-    try:
-        given = [[(str(name), operator.index(unit)) for name, unit in sequence] for sequence in orders]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"orders: expected an integer >= 1 or sequences of (layer, unit), got {orders!r}") from error
-    if not given:
-        raise ValueError("orders: expected at least one sequence of (layer, unit), got none")
-    for sequence in given:
-        unknown = set(sequence) - set(everything)
-        if unknown or not sequence or len(set(sequence)) < len(sequence):
-            what = f"unknown unit {sorted(unknown)[0]}" if unknown else "an empty sequence or a unit named twice"
-            raise ValueError(f"orders: expected different units of {', '.join(cut.layers)}, got {what}")
-        yield sequence
+    yield from check_orders(orders, everything)
 
 
 def clamp_values(
@@ -371,7 +351,8 @@ def clamp_values(
     n images to a value of its own: (n, C, ...)."""
     if isinstance(value, Mapping):
         return {
-            name: _given(value.get(name), name, shape, cut.dtype).to(cut.device) for name, shape in cut.shapes.items()
+            name: check_value(value.get(name), name, shape, cut.dtype).to(cut.device)
+            for name, shape in cut.shapes.items()
         }
     if not isinstance(value, str) or value not in VALUES:
         raise ValueError(f"value: expected {', '.join(VALUES)} or {{layer: tensor}}, got {value!r}")
@@ -406,16 +387,6 @@ def _of(clamp: Mapping[str, torch.Tensor], block: slice) -> dict[str, torch.Tens
 def _chain(cut: Cut, layer: str, clamp: Mapping[str, torch.Tensor]) -> list[Link]:
     """The chain from a layer; none where units are clamped to another value on every image."""
     return cut.chain(layer, clamp) if all(len(value) == 1 for value in clamp.values()) else []
-
-
-def _given(value, name: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    tensor = isinstance(value, torch.Tensor) and not value.is_complex() and value.device.type != "meta"
-    if not tensor or tuple(value.shape) not in (tuple(shape), tuple(shape[:1])):
-        raise ValueError(f"value: expected a tensor of shape {tuple(shape[:1])} or {tuple(shape)} for layer {name!r}")
-    value = value.to(dtype)
-    if not torch.isfinite(value).all():
-        raise ValueError(f"value: expected finite numbers for layer {name!r}")
-    return value.reshape((1, *value.shape) + (1,) * (len(shape) - value.ndim))
 
 
 def _clamping(masks: Mapping[str, torch.Tensor], clamp: Mapping[str, torch.Tensor]):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype
 from torch import nn
 
 
@@ -65,6 +69,82 @@ def check_labels(y: torch.Tensor, n: int, classes: int | None = None) -> torch.T
     if len(y.unique()) < 2:
         raise ValueError("y: expected images of at least two classes, got one")
     return y
+
+
+def check_layers(layers: Sequence[str] | None, outputs: Mapping[str, tuple[torch.Size, bool]]) -> list[str]:
+    """Unit layers in forward order, those named or all, of a model's {layer: (shape, is a nonlinearity)}."""
+    units = [name for name, (shape, nonlinear) in outputs.items() if nonlinear and len(shape) in (1, 3)]
+    if layers is None:
+        if not units:
+            raise ValueError(
+                "model: found no unit layer (the output of a ReLU-like nonlinearity, (N, C) or (N, C, H, W)); "
+                f"name layers by hand: layers=[...] from {', '.join(outputs) or 'none'}"
+            )
+        return units
+    try:
+        names = [] if isinstance(layers, str) else list(layers)
+    except TypeError:
+        names = []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"layers: expected a list of layer names, got {layers!r}")
+    for name in names:
+        if name not in outputs:
+            expected = ", ".join(units or outputs)
+            raise ValueError(f"layers: the model has no layer {name!r}; expected some of {expected}")
+        if len(outputs[name][0]) not in (1, 3):
+            shape = ", ".join(map(str, outputs[name][0]))
+            raise ValueError(f"layers: {name!r} gives (N, {shape}); units need (N, C) or (N, C, H, W)")
+    return [name for name in outputs if name in names]
+
+
+def check_value(value, name: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """What the units of a layer are clamped to, (C,) or (C, H, W), as (1, C), (1, C, 1, 1) or (1, C, H, W)."""
+    if not _plain(value) or value.is_complex() or tuple(value.shape) not in (tuple(shape), tuple(shape[:1])):
+        raise ValueError(f"value: expected a tensor of shape {tuple(shape[:1])} or {tuple(shape)} for layer {name!r}")
+    value = value.to(dtype)
+    if not torch.isfinite(value).all():
+        raise ValueError(f"value: expected finite numbers for layer {name!r}")
+    return value.reshape((1, *value.shape) + (1,) * (len(shape) - value.ndim))
+
+
+def check_orders(orders: Sequence, units: Sequence[tuple[str, int]]) -> list[list[tuple[str, int]]]:
+    """Sequences of different ones of these units (layer, unit), at least one."""
+    try:
+        given = [[(str(name), operator.index(unit)) for name, unit in sequence] for sequence in orders]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"orders: expected an integer >= 1 or sequences of (layer, unit), got {orders!r}") from error
+    if not given:
+        raise ValueError("orders: expected at least one sequence of (layer, unit), got none")
+    for sequence in given:
+        unknown = set(sequence) - set(units)
+        if unknown or not sequence or len(set(sequence)) < len(sequence):
+            what = f"unknown unit {sorted(unknown)[0]}" if unknown else "an empty sequence or a unit named twice"
+            raise ValueError(f"orders: expected different units of {', '.join(dict(units))}, got {what}")
+    return given
+
+
+def check_curves(curves: pd.DataFrame, by: str | Sequence[str], normalize: bool) -> list[str]:
+    """The columns, a list, that tell cumulative ablation curves apart."""
+    by = [by] if isinstance(by, str) else by
+    if not isinstance(by, Sequence) or not by or not all(isinstance(name, str) for name in by):
+        raise ValueError(f"by: expected the names of one or several columns, got {by!r}")
+    if not isinstance(normalize, bool | np.bool_):
+        raise ValueError(f"normalize: expected True or False, got {normalize!r}")
+    columns = [*by, "fraction_ablated", "accuracy"]
+    missing = set(columns) - set(curves.columns) if isinstance(curves, pd.DataFrame) else set(columns)
+    if missing or curves.empty or not curves.columns.is_unique:
+        raise ValueError(f"curves: expected a table with columns {', '.join(sorted(missing)) or 'and rows'}")
+    numbers = curves[["fraction_ablated", "accuracy"]]
+    if not all(is_numeric_dtype(kind) for kind in numbers.dtypes) or not np.isfinite(numbers.to_numpy(float)).all():
+        raise ValueError("curves: expected finite numbers as fraction_ablated and accuracy")
+    if not numbers["fraction_ablated"].between(0, 1).all():
+        raise ValueError("curves: expected fractions from 0 to 1 as fraction_ablated")
+    if curves.duplicated([*by, "fraction_ablated"]).any():
+        raise ValueError(f"by: {', '.join(by)} does not tell the curves apart; name further columns, such as network")
+    by = list(dict.fromkeys(by))
+    if normalize and (curves.groupby(by, dropna=False)["fraction_ablated"].min() > 0).any():
+        raise ValueError("normalize: expected a point at fraction_ablated 0 in every curve")
+    return by
 
 
 def check_integer(argument: str, number, low: int) -> int:

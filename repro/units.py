@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from repro.evaluation import check_images, check_labels, evaluating
+from repro.evaluation import check_images, check_labels, check_layers, evaluating
 from repro.graph import FUNCTIONS, NONLINEARITIES, Edit, Graph, Step, Tail, program
 
 # What acts on each channel by itself; a PReLU may have one slope a channel.
@@ -90,7 +90,7 @@ class Cut:
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             raise ValueError("model: expected a classifier with logits (N, classes)")
         self.classes = logits.shape[1]
-        self.shapes = {name: outputs[name][0] for name in _choose(layers, outputs)}
+        self.shapes = {name: outputs[name][0] for name in check_layers(layers, outputs)}
         self._widest = max(shape.numel() for shape, _ in outputs.values())
         self.layers = {name: shape[0] for name, shape in self.shapes.items()}
 
@@ -200,32 +200,6 @@ def prepare(model, x, y, layers=None) -> tuple[Cut, torch.Tensor, torch.Tensor]:
     cut = Cut(model, x, layers)
     y = check_labels(y, len(x), cut.classes)
     return cut, x.detach().to(cut.device), y.to(cut.device)
-
-
-def _choose(layers, outputs) -> list[str]:
-    """Unit layers in forward order: those named in `layers`, or all."""
-    units = [name for name, (shape, nonlinear) in outputs.items() if nonlinear and len(shape) in (1, 3)]
-    if layers is None:
-        if not units:
-            raise ValueError(
-                "model: found no unit layer (the output of a ReLU-like nonlinearity, (N, C) or (N, C, H, W)); "
-                f"name layers by hand: layers=[...] from {', '.join(outputs) or 'none'}"
-            )
-        return units
-    try:
-        names = [] if isinstance(layers, str) else list(layers)
-    except TypeError:
-        names = []
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"layers: expected a list of layer names, got {layers!r}")
-    for name in names:
-        if name not in outputs:
-            expected = ", ".join(units or outputs)
-            raise ValueError(f"layers: the model has no layer {name!r}; expected some of {expected}")
-        if len(outputs[name][0]) not in (1, 3):
-            shape = ", ".join(map(str, outputs[name][0]))
-            raise ValueError(f"layers: {name!r} gives (N, {shape}); units need (N, C) or (N, C, H, W)")
-    return [name for name in outputs if name in names]
 
 
 @dataclass
