@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -578,7 +579,16 @@ def test_scorecard_of_verdicts_and_of_their_json():
     assert card == scorecard(json.loads(json.dumps([v.to_dict() for v in verdicts], allow_nan=False)))
     rows = [line for line in card.splitlines() if line.startswith("|")]
     assert len(rows) == 5 and all(row.count("|") == 7 for row in rows)
-    assert "and 3 more" in rows[2] and "−0.728" in rows[3] and card.endswith("in the paper")
+    assert "and 3 more" in rows[2] and "−0.728" in rows[3] and "in the paper" in card
+
+
+def test_the_scorecard_ends_with_what_no_rule_looks_at():
+    unjudged = Effect("b", 2.0, judged=False)
+    verdict = Verdict("C1", "mlp on digits", "S.", (Effect("a", 1.0), unjudged), NO, "", ("three networks",))
+    table, beside = scorecard([verdict]).split("## Beside the rules")
+    assert "| a 1 |" in table and "b 2" not in table
+    assert beside.strip() == "- C1, mlp on digits: b 2; *three networks*"
+    assert "Beside" not in scorecard([replace(verdict, effects=(Effect("a", 1.0),), notes=())])
 
 
 def test_scorecard_escapes_bars_and_prints_missing_numbers():

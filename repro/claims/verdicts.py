@@ -79,16 +79,21 @@ def _brief(effects, most=3):
 
 
 def scorecard(verdicts: Iterable[Verdict | dict]) -> str:
-    """Markdown, one row a verdict (or its `to_dict`) with its first three judged effects; later work by itself."""
+    """Markdown, one row a verdict (or its `to_dict`) with its first three judged effects; later work by itself; then what
+    no rule looks at."""
     rows: dict[bool, list] = {False: [], True: []}
+    beside = []
     for verdict in verdicts:
         v = verdict.to_dict() if isinstance(verdict, Verdict) else verdict
-        ours = _brief(Effect(**{k: np.nan if x is None else x for k, x in e.items()}) for e in v["effects"])
-        cells = [v["claim"], v["statement"], v["subject"], v["paper"] or "–", ours, f"**{v['verdict']}**"]
+        effects = [Effect(**{k: np.nan if x is None else x for k, x in e.items()}) for e in v["effects"]]
+        cells = [v["claim"], v["statement"], v["subject"], v["paper"] or "–", _brief(effects), f"**{v['verdict']}**"]
         rows[v["claim"].startswith("X")].append([cell.replace("|", "\\|") for cell in cells])
+        more = [str(effect) for effect in effects if not effect.judged] + [f"*{note}*" for note in v["notes"]]
+        beside += [f"- {v['claim']}, {v['subject']}: {'; '.join(more)}"] if more else []
     table = _markdown("paper", rows[False])
     table += "\n\n† quoted from memory, not read again in the paper" if "†" in table else ""
-    return table + (f"\n\n## Later work\n\n{_markdown('source', rows[True])}" if rows[True] else "")
+    table += f"\n\n## Later work\n\n{_markdown('source', rows[True])}" if rows[True] else ""
+    return table + ("\n\n## Beside the rules\n\n" + "\n".join(beside) if beside else "")
 
 
 def _markdown(source, rows):
