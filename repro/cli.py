@@ -289,9 +289,8 @@ def write_scorecard(preset: str) -> None:
     folder = store.figures(preset)
     content = json.dumps(verdicts, indent=1, ensure_ascii=False) + "\n"
     store.write_whole(folder / "scorecard.json", content.encode())
-    title = (
-        f"# Scorecard, preset {preset}\n\nRules: fixed before any network was trained; intervals: 95 % bootstrap.\n\n"
-    )
+    title = f"# Scorecard, preset {preset}\n\nIntervals are 95 % bootstraps. "
+    title += "The rules of the paper's claims, C1 to CA4, were fixed before any network was trained.\n\n"
     store.write_whole(folder / "scorecard.md", (title + scorecard(verdicts) + "\n").encode())
 
 

@@ -199,7 +199,8 @@ def _figure(path: Path) -> str:
         dots = image.info.get("dpi", (200, 200))[0]
         width, height = (round(PIXELS * side / dots) for side in image.size)
     data = base64.b64encode(path.read_bytes()).decode()
+    caption = escape(title if title.endswith("?") else f"{title}.")
     return (
         f'<figure style="width: {width}px"><img loading="lazy" width="{width}" height="{height}" alt="{escape(alt)}" '
-        f'src="data:image/png;base64,{data}"><figcaption>{escape(title)}.</figcaption></figure>'
+        f'src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
     )

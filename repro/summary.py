@@ -80,7 +80,7 @@ def numbers(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
         found["units, layers"] = f"{len(units):,}, {units.layer.nunique()}"
         found["dead units"] = f"{units.dead.mean():.1%}"
         found["class selectivity, median"] = f"{units.selectivity.median():.3f}"
-        found["mutual information, median"] = f"{units.mutual_information.median():.3f} bits"
+        found["mutual information, median"] = f"{units[~units.dead].mutual_information.median():.3f} bits"
     if {"single_unit", "selectivity"} <= set(tables):
         units = _units(tables).dropna(subset="selectivity")
         found["Spearman ρ of selectivity and importance"] = f"{spearman(units.selectivity, units.delta_loss):.2f}"

@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from repro import claims
-from repro.claims import CLAIMS, Effect, Verdict, check, counted_spearman, scorecard, spearman
+from repro.claims import CLAIMS, Bootstrap, Effect, Verdict, check, counted_spearman, scorecard, spearman
+from repro.claims.tables import settings_of
 
 YES, PARTLY, NO = "reproduced", "partly", "not reproduced"
 FRACTIONS = np.linspace(0, 1, 21)
@@ -565,6 +566,27 @@ def test_a_verdict_shows_itself():
 def test_a_verdict_is_frozen():
     with pytest.raises(AttributeError):
         check("C1", TABLES["C1"]).verdict = NO
+
+
+def test_settings_are_drawn_then_networks_then_orders():
+    settings = [(0.1, 32, k) for k in (0.3, 0.5)] + [(0.2, 32, k) for k in (0.7, 0.9)]
+    table = curves(
+        [{"lr": lr, "batch_size": b, "knee": k, "train_accuracy": 1.0, "test_accuracy": k} for lr, b, k in settings]
+    )
+    boot = Bootstrap(3000, 0)
+    (train, test, area, normalised), _ = settings_of(table, boot)
+    np.testing.assert_allclose(test[0], [0.4, 0.8])  # the first draw is the data
+    np.testing.assert_allclose(train, 1)
+    assert np.abs(normalised - area).max() < 0.05 and np.abs(area - test).max() < 0.1
+    # A setting has networks of 0.3 and 0.5 (or 0.7 and 0.9): the mean of two drawn ones is one of three values, 1 : 2 : 1.
+    values, counts = np.unique(test[1:, 0].round(6), return_counts=True)
+    np.testing.assert_allclose(values, [0.3, 0.4, 0.5, 0.7, 0.8, 0.9])
+    np.testing.assert_allclose(counts / 3000, [0.125, 0.25, 0.125] * 2, atol=0.03)
+
+
+def test_rank_correlation_of_what_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="x, y: expected finite numbers"):
+        counted_spearman(np.array([1, np.nan, 2]), np.arange(3), np.ones((1, 3)))
 
 
 def test_different_lengths_of_training_are_noted():

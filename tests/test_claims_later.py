@@ -200,6 +200,33 @@ def test_a_missing_arm_is_refused_by_name(claim, keep, named):
         check(claim, keep(TABLES[claim]))
 
 
+def test_one_network_an_arm_has_no_interval_where_nothing_varies_within_it():
+    first = TABLES["X3"].groupby("alpha").network.first()
+    for claim, table in (
+        ("X3", TABLES["X3"][lambda t: t.network.isin(first)]),
+        ("X2b", TABLES["X2b"][lambda t: t.network == "n0"]),
+    ):
+        result = check(claim, table)
+        assert all(np.isnan(effect.low) for effect in result.effects) and result.verdict == NO
+        assert "one network an arm: no interval" in result.notes
+
+
+def test_units_without_an_image_of_their_preferred_class_are_left_out():
+    table = TABLES["X1"]
+    lost = (table.network == "n0") & (table.unit < 30)  # of these units, the rows of class 1, which they prefer
+    result = check("X1", table[~(lost & (table["class"] == 1))])
+    assert result.effects == check("X1", table[~lost]).effects
+    assert "dead units, left out: 12.5%" in result.notes
+
+
+def test_dead_units_are_counted_for_each_network_and_snapshot_that_is_judged():
+    x3, x4 = TABLES["X3"], TABLES["X4"]
+    x3 = x3.assign(selectivity=x3.selectivity.mask((x3.alpha == -1) & (x3.unit < 5)))
+    assert "dead units, left out: 10.0% at α = −1, 0.0% at α = 0, 0.0% at α = 1" in check("X3", x3).notes
+    x4 = x4.assign(selectivity=x4.selectivity.mask((x4.epoch == 4) & (x4.unit < 8)))
+    assert "dead units, left out: 0.0% at epoch 0, 10.0% at epoch 4, 0.0% at epoch 40" in check("X4", x4).notes
+
+
 def test_class_damage_is_the_largest_drop_the_preferred_ones_and_the_whole():
     rows = {
         "network": "n",
@@ -243,4 +270,5 @@ def test_the_scorecard_keeps_later_work_by_itself():
     first, second = text.split("## Later work")
     assert "| C7 |" in first and "| X2a |" not in first
     assert "| X2a |" in second and "later work: Amjad" in second and "| source |" in second
+    assert "were written when the networks of the paper's figures had been measured" in second
     assert "Later work" not in scorecard([paper])

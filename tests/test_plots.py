@@ -352,7 +352,7 @@ def test_missing_results_leave_a_note_and_are_remembered(folder):
     assert set(figure.missing) == {"b", "c"} and figure.missing["b"].tables == ["cumulative of 0123"]
     for letter in "bc":
         ax = figure.axes[letter]
-        words = " ".join(" ".join(text.get_text() for text in ax.texts).split())
+        words = words_in(ax)
         assert "results not in data/ yet — repro figures fig1 --preset paper --fresh" in words
         assert not ax.lines and not ax.collections
     assert len(figure.figure.axes) == 3  # the right axis of the half-drawn panel is gone
@@ -554,6 +554,27 @@ def test_rank_correlations_are_those_of_each_network_and_layer():
     assert len(found) == 4 and (found.epochs == 3).all()
     for key, units in table.dropna().groupby(["network", "layer"]):
         assert found.rho[key] == pytest.approx(stats.spearmanr(units.selectivity, units.delta_loss).statistic)
+
+
+def words_in(ax):
+    return " ".join(" ".join(text.get_text() for text in ax.texts).split())
+
+
+def test_dead_units_have_no_mutual_information():
+    table = units(MLP, 200)
+    table["mutual_information"] = table["mutual_information"].mask(table["dead"], 0)  # as it is measured
+    alive = table[~table["dead"]]
+    share = f"without dead units ({1 - len(alive) / len(table):.1%})"
+    ax = axes()
+    plots.importance(ax, table, "mutual_information")
+    assert len(ax.collections[0].get_offsets()) == len(alive) and share in words_in(ax)
+    ax = axes()
+    plots.distributions(ax, table, "mutual_information")
+    assert share in words_in(ax)
+    found = plots.rank_correlations(table, "mutual_information")
+    pd.testing.assert_frame_equal(
+        found[["layer", "rho"]], plots.rank_correlations(alive, "mutual_information")[["layer", "rho"]]
+    )
 
 
 def test_density_integrates_to_one_and_keeps_within_its_bounds():

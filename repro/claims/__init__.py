@@ -1,13 +1,15 @@
 """The paper's fifteen claims and what later work says, each with the rule by which it counts as reproduced.
 
 A claim leads from a tidy table (`experiment.measure`) to effect sizes with 95 % intervals, and from those to a verdict:
-"reproduced", "partly" or "not reproduced". Every rule was fixed before the networks it judges were measured.
+"reproduced", "partly" or "not reproduced". The rules of the paper's claims were fixed before any network was trained, those
+of later work (`verdicts.HINDSIGHT`) were not.
 
 Intervals are percentile bootstraps in two steps, because the orders, repeats and units of one network are not
 independent: networks are drawn first (within their arm where a claim compares arms, so that every arm keeps
-its number of networks), then orders, repeats or units within each network drawn. Along an axis of draws the
-first is the data as they are: an estimate comes from the very code its interval comes from. Drawing orders on
-top of networks adds noise, so a ρ close to ±1 may lie just outside its interval, on the cautious side.
+its number of networks; of settings, the settings before them), then orders, repeats or units within each network
+drawn. Along an axis of draws the first is the data as they are: an estimate comes from the very code its interval
+comes from. Drawing orders on top of networks adds noise, so a ρ close to ±1 may lie just outside its interval, on
+the cautious side.
 """
 
 from repro.claims import later, paper

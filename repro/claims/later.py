@@ -1,4 +1,4 @@
-"""The rules for what later work says, X1 to X5, written down before any network was measured for them."""
+"""The rules for what later work says, X1 to X5, written when the networks of the paper's figures had been measured."""
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ CASPER = "later work: Casper et al. 2021"
        paper=ZHOU, per_dataset=True)  # fmt: skip
 def _x1(table, boot):
     """Selectivity of a unit predicts the damage that its ablation does to single classes."""
-    alive, dead = alive_units(class_damage(table), "selectivity")
+    alive, dead = alive_units(class_damage(table), "selectivity", "preferred_drop")
     layers = list(alive["layer"].unique())
     drops = {"largest_drop": "largest class drop", "preferred_drop": "drop of the preferred class", "drop": "drop"}
     rhos = {column: correlations(alive, boot, "selectivity", column, layers) for column in drops}
@@ -81,16 +81,16 @@ def _x2b(table, boot):
     for name in ("selectivity", "mutual_information", "importance", "l1_norm"):
         if name in areas.index.get_level_values("by"):
             rows = areas.xs(name, level="by")
-            difference = boot.networks(_constant(rows["ascending"] - rows["descending"], boot))
+            difference = _differing(rows["ascending"] - rows["descending"], boot)
             judged = name in ("selectivity", "mutual_information")
-            effects.append(Effect.of(f"AUC, low {name} first − high first", difference.mean(axis=1), judged=judged))
+            effects.append(Effect.of(f"AUC, low {name} first − high first", mean_over(difference), judged=judged))
     judged = [effect for effect in effects if effect.judged]
     if len(judged) < 2:
         raise ValueError("table: X2b needs curves by selectivity and by mutual_information")
     return (
         effects,
         two(*(effect.above(0) for effect in judged)),
-        size_notes([0] * table["network"].nunique(), "networks"),
+        size_notes([0] * table["network"].nunique(), None),
     )
 
 
@@ -102,9 +102,9 @@ def _x3(table, boot):
     """Training against selectivity lowers it at almost no cost; training for selectivity hurts."""
     networks = with_arms(networks_of(table, "alpha", "test_accuracy"), "alpha", -1, 0, 1)
     arms = networks["alpha"]
-    accuracy = arm_means(boot.networks(_constant(networks["test_accuracy"], boot), arms), arms)
+    accuracy = arm_means(_differing(networks["test_accuracy"], boot, arms), arms)
     mean = table.groupby("network", sort=False)["selectivity"].mean()[networks.index]  # without dead units
-    selectivity = arm_means(boot.networks(_constant(mean, boot), arms), arms)
+    selectivity = arm_means(_differing(mean, boot, arms), arms)
     effects = {}
     for alpha in sorted(set(arms) - {0}):
         for name, values in (("mean selectivity", selectivity), ("test accuracy", accuracy)):
@@ -113,7 +113,7 @@ def _x3(table, boot):
             effects[alpha, name] = Effect.of(what, values[alpha] - values[0], judged)
     lowered = effects[-1, "mean selectivity"].below(0) and effects[-1, "test accuracy"].above(-0.01)
     verdict = two(lowered, effects[1, "test accuracy"].below(0))
-    return list(effects.values()), verdict, size_notes(arms, "networks")
+    return list(effects.values()), verdict, [*_dead_notes(table, "alpha", "α = {:g}"), *size_notes(arms, None)]
 
 
 # X4: along training --------------------------------------------------------------------------------------------------
@@ -138,7 +138,9 @@ def _x4(table, boot):
         Effect.of(f"ρ(selectivity, importance) within layers, {when}", values[:, i], judged=False)
         for i, when in ((2, f"epoch {early[-1]}"), (3, f"epoch {epochs[-1]}"))
     ]
-    return [share, change, *beside], two(share.above(0.5), change.above(0)), size_notes([0] * len(within), "units")
+    judged = table[table["epoch"].isin([epochs[0], early[-1], epochs[-1]])]
+    notes = [*_dead_notes(judged, "epoch", "epoch {:g}"), *size_notes([0] * len(within), "units")]
+    return [share, change, *beside], two(share.above(0.5), change.above(0)), notes
 
 
 def _along_training(selectivity, importance, early, last):
@@ -172,16 +174,13 @@ def _along_training(selectivity, importance, early, last):
 @claim("X5a", "x5", "lr", "batch_size", "train_accuracy", "test_accuracy", *CURVE, paper=CONTROL)
 def _x5a(table, boot):
     """AUC tells test accuracy also when it is divided by unablated accuracy, and given training accuracy."""
-    settings, notes = settings_of(table)
-    picks = boot.picks([0] * len(settings))
-    train, test, area, normalised = settings.to_numpy().T
+    (train, test, area, normalised), notes = settings_of(table, boot)
     effects = [
-        Effect.of("ρ(normalised AUC, test accuracy)", spearman(normalised[picks], test[picks])),
-        Effect.of("ρ(AUC, test accuracy) given training accuracy", spearman(area[picks], test[picks], train[picks])),
+        Effect.of("ρ(normalised AUC, test accuracy)", spearman(normalised, test)),
+        Effect.of("ρ(AUC, test accuracy) given training accuracy", spearman(area, test, train)),
     ]
-    beside = [
-        Effect(f"{name} (normalised)", v, judged=False) for name, v in selection(normalised, test, boot.rng).items()
-    ]
+    chosen = selection(normalised[0], test[0], boot.rng)
+    beside = [Effect(f"{name} (normalised)", v, judged=False) for name, v in chosen.items()]
     return [*effects, *beside], two(*(effect.above(0) for effect in effects)), notes
 
 
@@ -235,8 +234,8 @@ def _x5d(table, boot):
     beside = []
     for fraction in sorted(networks.unique()):
         rows = areas.loc[networks.index[networks == fraction]]
-        difference = boot.networks(_constant(rows["random"] - rows["units"], boot)).mean(axis=1)
-        beside.append(Effect.of(f"AUC, random − units, corruption {fraction:g}", difference, judged=False))
+        difference = _differing(rows["random"] - rows["units"], boot)
+        beside.append(Effect.of(f"AUC, random − units, corruption {fraction:g}", mean_over(difference), judged=False))
     return [random, single, *beside], grade(random.above(0), random.estimate > 0), size_notes(networks)
 
 
@@ -275,9 +274,20 @@ def _x5f(table, boot):
 # Parts of some claims ------------------------------------------------------------------------------------------------
 
 
-def _constant(values, boot):
-    """One value a network, known without resampling: (networks, draws)."""
-    return np.tile(np.asarray(values, dtype=float)[:, None], boot.size)
+def _differing(values, boot, arms=None):
+    """Draws of networks that have one value each, (draws, networks); without a value where an arm has one network, which
+    says nothing about how much networks differ."""
+    draws = boot.networks(np.tile(np.asarray(values, dtype=float)[:, None], boot.size), arms)
+    alone = pd.Series(np.zeros(len(values)) if arms is None else arms).value_counts().min() == 1
+    draws[1:] = np.nan if alone else draws[1:]
+    return draws
+
+
+def _dead_notes(table, column, form):
+    """The share of dead units, which are left out, at every level of a column."""
+    dead = table["selectivity"].isna().groupby(table[column]).mean()
+    shares = ", ".join(f"{share:.1%} at {form.format(level)}".replace("-", "−") for level, share in dead.items())
+    return [f"dead units, left out: {shares}"]
 
 
 def _fall(table, boot, what, judged=True):

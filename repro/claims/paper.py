@@ -125,19 +125,16 @@ def _c4b(table, boot):
 )
 def _c4c(table, boot):
     """Over learning rates and batch sizes, AUC tells test accuracy well enough to choose by it."""
-    settings, notes = settings_of(table)
-    if len(settings) < 4:
-        raise ValueError(f"table: C4c needs at least four settings of lr and batch_size, got {len(settings)}")
-    picks = boot.picks([0] * len(settings))
-    train, test, area, normalised = settings.to_numpy().T
-    rho = Effect.of("ρ(AUC, test accuracy)", spearman(area[picks], test[picks]))
-    partial = spearman(area[picks], test[picks], given=train[picks])
+    (train, test, area, normalised), notes = settings_of(table, boot)
+    if area.shape[1] < 4:
+        raise ValueError(f"table: C4c needs at least four settings of lr and batch_size, got {area.shape[1]}")
+    rho = Effect.of("ρ(AUC, test accuracy)", spearman(area, test))
     beside = {
-        "ρ(normalised AUC, test accuracy)": spearman(normalised[picks], test[picks]),
-        "ρ(AUC, test accuracy) given training accuracy": partial,
+        "ρ(normalised AUC, test accuracy)": spearman(normalised, test),
+        "ρ(AUC, test accuracy) given training accuracy": spearman(area, test, given=train),
     }
     effects = [rho, *(Effect.of(name, draws, judged=False) for name, draws in beside.items())]
-    effects += [Effect(name, value, judged=False) for name, value in selection(area, test, boot.rng).items()]
+    effects += [Effect(name, value, judged=False) for name, value in selection(area[0], test[0], boot.rng).items()]
     return effects, grade(rho.above(0.5), rho.above(0)), notes
 
 

@@ -75,6 +75,8 @@ def counted_spearman(x, y, counts):
 
     What `spearman` gives on the values repeated that often, but sorting them once and not once a resample.
     """
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("x, y: expected finite numbers, found NaN or infinity")
     n = counts.sum(axis=1, keepdims=True)
 
     def ranks(values):  # all drawn with a lower value and half of those with the same, less the mean rank

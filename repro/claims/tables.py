@@ -55,15 +55,17 @@ def areas_of(table, networks, boot, normalize=False):
     return np.stack([boot.orders(areas.get_group(network)) for network in networks])
 
 
-def settings_of(table):
-    """One row a learning rate and batch size: train_accuracy, test_accuracy, AUC as it is and divided by unablated
-    accuracy, means over its networks; and a note."""
+def settings_of(table, boot):
+    """Training accuracy, test accuracy, AUC as it is and divided by unablated accuracy of every pair of learning rate and
+    batch size, means over its networks, (4, draws, settings): settings are drawn, then networks of each, then orders."""
     networks = networks_of(table, "lr", "batch_size", "train_accuracy", "test_accuracy")
-    by = ["network", "order"]
-    for column, normalize in (("auc", False), ("normalised", True)):
-        networks[column] = auc(one_curve(table, *by), by=by, normalize=normalize).groupby("network").mean()
-    settings = networks.groupby(["lr", "batch_size"], sort=False).mean()
-    return settings, [f"{len(networks)} networks in {len(settings)} settings; the interval resamples settings"]
+    accuracies = [np.tile(networks[[column]], boot.size) for column in ("train_accuracy", "test_accuracy")]
+    areas = [areas_of(table, networks.index, boot, normalize) for normalize in (False, True)]
+    arms = networks.groupby(["lr", "batch_size"], sort=False).ngroup()
+    means = arm_means(boot.networks(np.stack([*accuracies, *areas], axis=-1), arms), arms)
+    values = np.stack(list(means.values()), axis=1)  # (draws, settings, 4)
+    values = np.take_along_axis(values, boot.picks([0] * len(means))[..., None], axis=1)
+    return np.moveaxis(values, -1, 0), [f"{len(networks)} networks in {len(means)} settings, which are drawn first"]
 
 
 def alive_units(table, *columns):
@@ -75,10 +77,11 @@ def alive_units(table, *columns):
 
 
 def size_notes(arms, within="orders"):
-    """Notes on the number of networks; `arms` has one entry a network."""
+    """Notes on the number of networks; `arms` has one entry a network, `within` is what is drawn within one, if anything."""
     sizes = pd.Series(arms).value_counts()
     each = f" in {len(sizes)} arms of at least {sizes.min()}" if len(sizes) > 1 else ""
-    few = {1: f"one network an arm: the interval reflects {within} only", 2: "two networks an arm: rough"}
+    alone = f"the interval reflects {within} only" if within else "no interval"
+    few = {1: f"one network an arm: {alone}", 2: "two networks an arm: rough"}
     return [f"networks: {sizes.sum()}{each}", *([few[sizes.min()]] if sizes.min() in few else [])]
 
 

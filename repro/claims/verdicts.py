@@ -10,6 +10,10 @@ from pandas.api.types import is_numeric_dtype
 from repro.claims.statistics import Bootstrap
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
+HINDSIGHT = (
+    "These rules were written when the networks of the paper's figures had been measured. X2a, X5a and X5b judge tables that "
+    "were there; what X2a and X5a come to on digits could be read off the verdicts of C7 and C4c."
+)
 
 
 # -------------------------------------------------------------------------------------------- what comes out
@@ -92,7 +96,7 @@ def scorecard(verdicts: Iterable[Verdict | dict]) -> str:
         beside += [f"- {v['claim']}, {v['subject']}: {'; '.join(more)}"] if more else []
     table = _markdown("paper", rows[False])
     table += "\n\n† quoted from memory, not read again in the paper" if "†" in table else ""
-    table += f"\n\n## Later work\n\n{_markdown('source', rows[True])}" if rows[True] else ""
+    table += f"\n\n## Later work\n\n{HINDSIGHT}\n\n{_markdown('source', rows[True])}" if rows[True] else ""
     return table + ("\n\n## Beside the rules\n\n" + "\n".join(beside) if beside else "")
 
 

@@ -146,7 +146,8 @@ def importance(ax, table, x="selectivity", y="delta_loss", lines=False):
     if x == "selectivity":
         ax.set_xlim(-0.02, 1.02)
         ax.xaxis.set_major_locator(FixedLocator(np.linspace(0, 1, 6)))
-    text = words.note(table) + words.left_out(table, table.dropna(subset=[x, y]))
+    drawn = table[words.values(table, x).notna() & words.values(table, y).notna()]
+    text = words.note(table) + words.left_out(table, drawn)
     look.corner_note(ax, text + (f" · y: linear within ±{words.number(bend)}" if heavy else ""))
 
 

@@ -59,6 +59,6 @@ def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
         The first row of each group, with a column `rho`; dead units (NaN) do not count.
     """
     words.require(table, x, y, *by)
-    alive = table.dropna(subset=[x, y])
+    alive = table.assign(**{column: words.values(table, column) for column in (x, y)}).dropna(subset=[x, y])
     rho = alive.groupby(list(by), sort=False)[[x, y]].apply(lambda units: spearman(units[x], units[y]))
     return table.drop_duplicates(list(by)).merge(rho.rename("rho").reset_index(), on=list(by), how="left")

@@ -59,9 +59,11 @@ def label(column):
 
 
 def values(table, column):
-    """The column in the unit of its label, as floats."""
+    """The column in the unit of its label, as floats; NaN for the mutual information of dead units, too, which is 0 by
+    definition and says nothing."""
     require(table, column)
-    return table[column].astype(float) * LABELS.get(column, ("", 1))[1]
+    found = table[column].astype(float) * LABELS.get(column, ("", 1))[1]
+    return found.mask(table["dead"].astype(bool)) if column == "mutual_information" and "dead" in table else found
 
 
 def require(table, *columns):
