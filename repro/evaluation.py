@@ -115,8 +115,9 @@ def check_orders(orders: Sequence, units: Sequence[tuple[str, int]]) -> list[lis
         raise ValueError(f"orders: expected an integer >= 1 or sequences of (layer, unit), got {orders!r}") from error
     if not given:
         raise ValueError("orders: expected at least one sequence of (layer, unit), got none")
+    known = set(units)
     for sequence in given:
-        unknown = set(sequence) - set(units)
+        unknown = set(sequence) - known
         if unknown or not sequence or len(set(sequence)) < len(sequence):
             what = f"unknown unit {sorted(unknown)[0]}" if unknown else "an empty sequence or a unit named twice"
             raise ValueError(f"orders: expected different units of {', '.join(dict(units))}, got {what}")

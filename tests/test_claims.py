@@ -601,7 +601,8 @@ def test_scorecard_of_verdicts_and_of_their_json():
     assert card == scorecard(json.loads(json.dumps([v.to_dict() for v in verdicts], allow_nan=False)))
     rows = [line for line in card.splitlines() if line.startswith("|")]
     assert len(rows) == 5 and all(row.count("|") == 7 for row in rows)
-    assert "and 3 more" in rows[2] and "−0.728" in rows[3] and "in the paper" in card
+    assert "and 3 more" in rows[2] and "−0.728" in rows[3]
+    assert card.split("\n\n## Beside the rules")[0].endswith("in the paper")
 
 
 def test_the_scorecard_ends_with_what_no_rule_looks_at():

@@ -83,7 +83,7 @@ def _x2b(table, boot):
             rows = areas.xs(name, level="by")
             difference = _differing(rows["ascending"] - rows["descending"], boot)
             judged = name in ("selectivity", "mutual_information")
-            effects.append(Effect.of(f"AUC, low {name} first − high first", mean_over(difference), judged=judged))
+            effects.append(Effect.of(f"AUC, low {name} first − high first", difference.mean(axis=1), judged=judged))
     judged = [effect for effect in effects if effect.judged]
     if len(judged) < 2:
         raise ValueError("table: X2b needs curves by selectivity and by mutual_information")
@@ -235,7 +235,7 @@ def _x5d(table, boot):
     for fraction in sorted(networks.unique()):
         rows = areas.loc[networks.index[networks == fraction]]
         difference = _differing(rows["random"] - rows["units"], boot)
-        beside.append(Effect.of(f"AUC, random − units, corruption {fraction:g}", mean_over(difference), judged=False))
+        beside.append(Effect.of(f"AUC, random − units, corruption {fraction:g}", difference.mean(axis=1), judged=False))
     return [random, single, *beside], grade(random.above(0), random.estimate > 0), size_notes(networks)
 
 
@@ -275,11 +275,11 @@ def _x5f(table, boot):
 
 
 def _differing(values, boot, arms=None):
-    """Draws of networks that have one value each, (draws, networks); without a value where an arm has one network, which
+    """Draws of networks that have one value each, (draws, networks); NaN for a network that is alone in its arm, as it
     says nothing about how much networks differ."""
+    arms = pd.Series(0, index=range(len(values))) if arms is None else arms
     draws = boot.networks(np.tile(np.asarray(values, dtype=float)[:, None], boot.size), arms)
-    alone = pd.Series(np.zeros(len(values)) if arms is None else arms).value_counts().min() == 1
-    draws[1:] = np.nan if alone else draws[1:]
+    draws[1:, arms.groupby(arms).transform("size") == 1] = np.nan
     return draws
 
 

@@ -57,17 +57,14 @@ def _c2(table, boot):
 @claim("C3a", "3a", "train_accuracy", "test_accuracy", *CURVE)
 def _c3a(table, boot):
     """Of networks trained alike, those that generalize best are the most robust to ablation."""
-    networks = networks_of(table, "train_accuracy", "test_accuracy")
-    error = networks["train_accuracy"] - networks["test_accuracy"]
-    k = min(5, len(error) // 2)
+    best, worst = best_and_worst(table)
+    k = len(best)
     if k == 0:
         raise ValueError("table: C3a needs at least two networks")
-    ascending = error.sort_values(kind="stable").index  # ties keep the table's order
-    chosen = [*ascending[:k], *ascending[-k:]]
     arms = np.repeat(["best", "worst"], k)
-    mean = arm_means(boot.networks(areas_of(table, chosen, boot), arms), arms)
+    mean = arm_means(boot.networks(areas_of(table, [*best, *worst], boot), arms), arms)
     effect = Effect.of(f"AUC(best {k}) − AUC(worst {k})", mean["best"] - mean["worst"])
-    notes = [f"best and worst {k} of {len(error)} networks by generalization error"]
+    notes = [f"best and worst {k} of {table['network'].nunique()} networks by generalization error"]
     return [effect], grade(effect.above(0), effect.estimate > 0), notes
 
 
@@ -284,6 +281,15 @@ def _snapshots(table, boot):
         # An order ablates the same units at every epoch, so a network's epochs share each draw of orders.
         orders = areas.loc[network].loc[loss.index].dropna(axis=1).T
         yield loss.index.to_numpy(), boot.orders(orders), loss.to_numpy()
+
+
+def best_and_worst(table):
+    """The five networks of smallest and the five of largest generalization error; of less than ten, half each."""
+    networks = networks_of(table, "train_accuracy", "test_accuracy")
+    error = networks["train_accuracy"] - networks["test_accuracy"]
+    ascending = error.sort_values(kind="stable").index  # ties keep the table's order
+    k = min(5, len(error) // 2)
+    return ascending[:k], ascending[len(error) - k :]
 
 
 def selection(area, accuracy, rng, draws=1000):

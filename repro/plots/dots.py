@@ -87,7 +87,7 @@ def scatter(ax, table, x, y, hue=None, lines=False):
         look.level_key(ax, hue, palette, linestyle="", marker="o")
     rho = f"{spearman(data['_x'], data['_y']):.2f}".replace("-", "−")
     look.in_emptiest_corner(ax, f"Spearman ρ = {rho}", data)
-    look.corner_note(ax, words.note(table) + words.left_out(table, data))
+    look.corner_note(ax, words.note(table) + words.left_out(table, x, y))
 
 
 def spearman(x, y):
@@ -146,8 +146,7 @@ def importance(ax, table, x="selectivity", y="delta_loss", lines=False):
     if x == "selectivity":
         ax.set_xlim(-0.02, 1.02)
         ax.xaxis.set_major_locator(FixedLocator(np.linspace(0, 1, 6)))
-    drawn = table[words.values(table, x).notna() & words.values(table, y).notna()]
-    text = words.note(table) + words.left_out(table, drawn)
+    text = words.note(table) + words.left_out(table, x, y)
     look.corner_note(ax, text + (f" · y: linear within ±{words.number(bend)}" if heavy else ""))
 
 

@@ -66,7 +66,7 @@ def distributions(ax, table, column="selectivity", hue="batch_norm"):
     per = " (per bit)" if column == "mutual_information" else ""
     ax.set(xlabel=words.label(column), ylabel=f"density of units{per}")
     look.key(ax, words.label(hue), entries)
-    look.corner_note(ax, f"{words.note(table)} · thin: each network{words.left_out(table, data)}")
+    look.corner_note(ax, f"{words.note(table)} · thin: each network{words.left_out(table, column)}")
 
 
 def by_depth(ax, table, column="selectivity"):
@@ -104,7 +104,7 @@ def by_depth(ax, table, column="selectivity"):
     ax.grid(False, axis="y")
     look.plain_ticks(ax.xaxis)
     ax.set(xlabel=words.label(column), ylabel="layer (depth)")
-    look.corner_note(ax, f"{words.note(table)} · dot: median{words.left_out(table, data)}")
+    look.corner_note(ax, f"{words.note(table)} · dot: median{words.left_out(table, column)}")
 
 
 def _alive(table, column):

@@ -209,7 +209,7 @@ def _networks(table):
     return text
 
 
-def left_out(table, drawn):
-    """Say which share of the table's units is not drawn, being dead: "" if none is."""
-    share = 1 - len(drawn) / len(table)
+def left_out(table, *columns):
+    """Say which share of the table's units has no value in one of these columns, being dead: "" if none has."""
+    share = 1 - np.logical_and.reduce([np.isfinite(values(table, column)) for column in columns]).mean()
     return f" · without dead units ({share:.1%})" if share else ""
