@@ -19,8 +19,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import rivals, train
-from repro import ablation, models, noise, units
-from repro.evaluation import evaluating
+from repro import ablation, models, noise, units, values
+from repro.evaluation import evaluating, sequences
 from repro.plots.style import OKABE_ITO, house
 from tests import plain
 
@@ -133,12 +133,12 @@ def cumulative(title, kind, n, layers=None, orders=10, steps=20, must=None):
     names = None if layers is None else list(layers)
     run = lambda n: ablation.cumulative(model, x[:n], y[:n], names, orders=orders, steps=steps)  # noqa: E731
     ours, table = seconds(lambda: run(n))
-    sequences = list(ablation.sequences(cut, orders, 0))
+    chosen = sequences(cut.units, orders, 0)
     picked = np.unique(np.linspace(0, len(table) - 1, min(SAMPLE, len(table))).astype(int))
     constant = {name: torch.zeros(k) for name, k in cut.layers.items()}
     worst, start = 0.0, time.perf_counter()
     for row in table.iloc[picked].itertuples():
-        mask = plain.mask(cut.layers, sequences[row.order][: row.n_ablated])
+        mask = plain.mask(cut.layers, chosen[row.order][: row.n_ablated])
         loss = plain.loss_and_accuracy(plain.logits(model, x, plain.clamped(mask, constant)), y)[0]
         worst = max(worst, abs(loss - row.loss) / max(1, loss))
     taken = (time.perf_counter() - start) * len(table) / len(picked)
@@ -157,7 +157,7 @@ def noisy(title, kind, n, scales=9, repeats=10):
     run = lambda n: noise.sweep(model, x[:n], y[:n], grid, repeats)  # noqa: E731
     ours, _ = seconds(lambda: run(n))
     with evaluating(model):
-        spread = noise.standard_deviations(cut, x)
+        spread = values.standard_deviations(cut, x)
     add = lambda name, h: h + torch.randn_like(h) * spread[name] if name in spread else h  # noqa: E731
     taken, _ = seconds(lambda: plain.loss_and_accuracy(plain.logits(model, x, add), y))
     return [

@@ -14,8 +14,18 @@ import torch
 from torch import nn
 
 from repro import ablation, selectivity
-from repro.evaluation import check_images, check_integer, check_scores, evaluating, image_scores, score_columns, scores
-from repro.units import Cut, prepare, progress
+from repro.evaluation import (
+    check_integer,
+    check_scores,
+    evaluating,
+    image_scores,
+    points,
+    progress,
+    score_columns,
+    scores,
+)
+from repro.units import Cut, prepare
+from repro.values import clamp_values
 
 PROPERTIES = ("selectivity", "mutual_information", "importance", "l1_norm")
 
@@ -33,8 +43,8 @@ def weights(model: nn.Module, x, y, layers: Sequence[str] | None = None, folded:
     folded : bool
         Multiply the weights by what the batch norm that follows them makes of them, γ / √(variance + ε).
     """
-    cut = Cut(model, check_images(x)[:2], layers)
-    sources = {layer: cut.source(layer) for layer in cut.layers}
+    cut = Cut(model, x, layers)
+    sources = {layer: cut.program.source(layer) for layer in cut.layers}
     factors = _batch_norm_factors(model, x[:2].to(cut.device), sources) if folded else {}
     tables = []
     for layer, n in cut.layers.items():
@@ -93,7 +103,7 @@ def class_drops(
     members = (y[:, None] == torch.as_tensor(present, device=y.device)).double()  # (N, classes)
     total = sum(cut.layers.values())
     with evaluating(model), progress(total=total * len(x), desc="classes") as bar:
-        clamp = ablation.clamp_values(cut, "zero", x, len(x))
+        clamp = clamp_values(cut, "zero", x)
 
         def work(block: slice) -> torch.Tensor:
             """Images of each class that are correct without each unit, less those that are anyway: (units, classes)."""
@@ -103,12 +113,12 @@ def class_drops(
             for layer, n in cut.layers.items():
                 alone = {layer: torch.eye(n, dtype=torch.bool, device=cut.device)}
                 tail = cut.start(x[block], [layer])
-                for logits in ablation.run_ablated(cut, tail, len(intact), alone, clamp, bar):
+                for logits in ablation.run_ablated(cut, tail, block, alone, clamp, bar):
                     change = image_scores(logits, y[block])[1] - intact  # (units, n)
                     found.append(change.double() @ members[block])
             return torch.cat(found).cpu()
 
-        change = sum(cut.map(work, len(x))).numpy() / shares
+        change = cut.total(work, len(x)).numpy() / shares
     units = pd.DataFrame(cut.units, columns=["layer", "unit"])
     table = units.loc[units.index.repeat(len(present))].reset_index(drop=True)
     columns = {
@@ -218,7 +228,7 @@ def projections(
     """
     cut, x, y = prepare(model, x, y, layers)
     total = sum(cut.layers.values())
-    at = ablation.points(total, steps)
+    at = points(total, steps)
     check_integer("orders", orders, 1)
     bases = [_bases(cut, (check_integer("seed", seed, 0), order)) for order in range(orders)]
     with evaluating(model), progress(total=orders * len(at) * len(x), desc="random directions") as bar:
@@ -233,8 +243,7 @@ def projections(
                     bar.update(block.stop - block.start)
             return torch.stack(found).cpu()
 
-        sums = sum(cut.map(work, len(x)))
-    check_scores(sums, "model")
+        sums = cut.total(work, len(x))
     where = {"order": np.repeat(np.arange(orders), len(at)), "n_ablated": np.tile(at, orders)}
     where["fraction_ablated"] = where["n_ablated"] / total
     return pd.DataFrame(where | score_columns(sums, len(x)))

@@ -1,17 +1,26 @@
-"""What every analysis asks of its input, and how logits are scored."""
+"""What every analysis asks of its input, how its work is shared among cores, and how logits and curves are scored."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from pandas.api.types import is_numeric_dtype
 from torch import nn
+from tqdm.auto import tqdm
+
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+CACHE = 2**21  # bytes of a block of activations that stays in a core's cache
+
+progress = partial(tqdm, unit="image", unit_scale=True, delay=2)
 
 
 @contextlib.contextmanager
@@ -25,6 +34,40 @@ def evaluating(model: nn.Module):
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def summed(function: Callable[[slice], torch.Tensor], blocks: Sequence[slice], cores: int) -> torch.Tensor:
+    """Sum of `function` of all blocks of images, a core each: operations on a block in a core's cache are too short to be
+    shared among cores."""
+    workers, threads = min(cores, len(blocks)), torch.get_num_threads()
+    if workers == 1:
+        return sum(map(function, blocks))
+    torch.set_num_threads(threads // workers)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            return sum(pool.map(torch.no_grad()(function), blocks))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def budget(device: torch.device | str, chained: bool = False) -> int:
+    """Bytes of an activation to work on at once: a core's cache on a chain, else 32 MB; on a GPU an eighth of what is free."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 8
+    return CACHE if chained else 16 * CACHE
+
+
+def check_model(model: nn.Module) -> nn.Module:
+    """A module with weights, whose logits of an image do not depend on the others."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise ValueError("model: expected weights, got a model on the meta device")
+    if any(isinstance(module, BATCH_NORM) and module.running_var is None for module in model.modules()):
+        raise ValueError(
+            "model: a batch norm without running statistics makes each image's logits depend on the others"
+        )
+    return model
 
 
 def check_images(x: torch.Tensor, argument: str = "x") -> torch.Tensor:
@@ -107,8 +150,11 @@ def check_value(value, name: str, shape: torch.Size, dtype: torch.dtype) -> torc
     return value.reshape((1, *value.shape) + (1,) * (len(shape) - value.ndim))
 
 
-def check_orders(orders: Sequence, units: Sequence[tuple[str, int]]) -> list[list[tuple[str, int]]]:
-    """Sequences of different ones of these units (layer, unit), at least one."""
+def sequences(units: Sequence[tuple[str, int]], orders: int | Sequence, seed: int) -> list[list[tuple[str, int]]]:
+    """So many random orders of all units (layer, unit), or given sequences of different ones, at least one."""
+    if isinstance(orders, int | np.integer):
+        streams = [(check_integer("seed", seed, 0), order) for order in range(check_integer("orders", orders, 1))]
+        return [[units[i] for i in np.random.default_rng(stream).permutation(len(units))] for stream in streams]
     try:
         given = [[(str(name), operator.index(unit)) for name, unit in sequence] for sequence in orders]
     except (TypeError, ValueError) as error:
@@ -122,6 +168,12 @@ def check_orders(orders: Sequence, units: Sequence[tuple[str, int]]) -> list[lis
             what = f"unknown unit {sorted(unknown)[0]}" if unknown else "an empty sequence or a unit named twice"
             raise ValueError(f"orders: expected different units of {', '.join(dict(units))}, got {what}")
     return given
+
+
+def points(n: int, steps: int) -> np.ndarray:
+    """Numbers of ablated units at which a curve is measured, from 0 to n."""
+    steps = min(check_integer("steps", steps, 1), n)  # more would repeat points
+    return np.unique(np.round(np.linspace(0, n, steps + 1)).astype(int))
 
 
 def check_curves(curves: pd.DataFrame, by: str | Sequence[str], normalize: bool) -> list[str]:
@@ -146,6 +198,17 @@ def check_curves(curves: pd.DataFrame, by: str | Sequence[str], normalize: bool)
     if normalize and (curves.groupby(by, dropna=False)["fraction_ablated"].min() > 0).any():
         raise ValueError("normalize: expected a point at fraction_ablated 0 in every curve")
     return by
+
+
+def check_scales(scales) -> list[float]:
+    """Finite numbers >= 0, at least one."""
+    several = isinstance(scales, Sequence | np.ndarray | pd.Series) and not isinstance(scales, str) and np.ndim(scales)
+    scales = list(scales) if several else [scales]
+    largest = torch.finfo(torch.float32).max
+    wrong = [s for s in scales if not isinstance(s, int | float | np.number) or not 0 <= s <= largest]
+    if wrong or not scales:
+        raise ValueError(f"scales: expected finite numbers >= 0, got {wrong[0] if wrong else 'none'!r}")
+    return scales
 
 
 def check_integer(argument: str, number, low: int) -> int:
@@ -178,14 +241,43 @@ def scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def check_scores(sums: torch.Tensor, argument: str) -> None:
-    """Refuse sums of `scores` that are not finite: no table holds a NaN."""
+    """Refuse sums of `scores` that are not finite, the fault of this argument: no table holds a NaN."""
     if not torch.isfinite(sums).all():
         raise ValueError(
             f"{argument}: expected one with finite outputs, found NaN, infinity, or a loss beyond all numbers"
         )
 
 
-def score_columns(sums: torch.Tensor, n: int) -> dict[str, list[float]]:
-    """Columns loss, accuracy (and accuracy_top5) of a table from `scores` summed over n images, (rows, 2 or 3)."""
+def score_columns(sums: torch.Tensor, n: int, argument: str = "model") -> dict[str, list[float]]:
+    """Columns loss, accuracy (and accuracy_top5) of a table from `scores` summed over n images, (rows, 2 or 3), checked."""
+    check_scores(sums, argument)
     names = ("loss", "accuracy", "accuracy_top5")
     return dict(zip(names, (sums / n).T.cpu().tolist(), strict=False))
+
+
+def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool = False) -> pd.Series:
+    """Area under cumulative ablation curves: accuracy over the fraction of units ablated, trapezoid rule.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        With columns fraction_ablated, accuracy and those named in `by`.
+    by : str or sequence of str
+        What tells the curves apart.
+    normalize : bool
+        Divide each area by the curve's accuracy before any ablation.
+
+    Returns
+    -------
+    Series
+        One area a curve, up to the curve's last point, indexed by `by`.
+    """
+    by = check_curves(curves, by, normalize)
+
+    def area(curve: pd.DataFrame) -> float:
+        curve = curve.sort_values("fraction_ablated")
+        intact = curve["accuracy"].iloc[0] if normalize else 1.0
+        return np.trapezoid(curve["accuracy"], curve["fraction_ablated"]) / (intact or np.nan)
+
+    grouped = curves.groupby(by if len(by) > 1 else by[0], sort=False, dropna=False)
+    return grouped[["fraction_ablated", "accuracy"]].apply(area).rename("auc")

@@ -28,6 +28,11 @@ NONLINEARITIES = (
     *(nn.Softplus, nn.Hardswish, nn.Hardtanh, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh),
 )
 FUNCTIONS = {kind.__name__.lower() for kind in NONLINEARITIES} | {"leaky_relu", "relu_", "leaky_relu_", "elu_"}
+# What acts on each channel by itself; a PReLU may have one slope a channel.
+POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+CHANNELWISE = tuple({*NONLINEARITIES, *POOLING} - {nn.PReLU})
+CHANNELWISE_FUNCTIONS = FUNCTIONS - {"prelu"} | {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # what these do in eval mode
 MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 INPLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv")
 
@@ -59,18 +64,45 @@ class Step:
 
     name: str
     shape: torch.Size
+    kind: str  # what it does to channels, as `_kind` has it
     module: nn.Module | None
-    function: str  # name of the function or method, if it is no module
-    args: tuple
     run: Callable[[torch.Tensor], torch.Tensor]
 
 
-def program(model: nn.Module, sample: torch.Tensor, truth: torch.Tensor) -> tuple[Graph | Hooks, dict, torch.Tensor]:
-    """(how to run it, {layer: (shape, is a nonlinearity)}, logits); the graph is used where it gives `truth`, as the model
-    does."""
+def _kind(module: nn.Module | None, function: str, args: tuple, shape: torch.Size) -> str:
+    """What an operation does: act on each "channel" by itself, mix channels (a "linear" layer or a "convolution"), "scale" what
+    was mixed (a batch norm), "flatten", "nothing"; "" if something else."""
+    if module is not None and (module._forward_hooks or module._forward_pre_hooks):
+        return ""  # it does more than its kind
+    if isinstance(module, CHANNELWISE) or function in CHANNELWISE_FUNCTIONS:
+        return "channel"
+    if isinstance(module, nn.Linear) and len(shape) == 1:
+        return "linear"
+    if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros":
+        return "convolution"
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        return "scale"
+    flatten = isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+    if flatten or (function == "flatten" and args == (1,)):
+        return "flatten"
+    return "nothing" if isinstance(module, NOTHING) else ""
+
+
+def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict, torch.Tensor]:
+    """(how to run it, {layer: (shape, is a nonlinearity)}, logits) from a few images; the graph is used where it gives the
+    logits that the model does."""
+    try:
+        truth = model(x.clone())  # which it may change
+    except Exception as error:  # torch's words, or the model's, for shapes and types that do not fit
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"x: the model cannot run images {x.dtype} (N, {', '.join(map(str, x.shape[1:]))}): {line}"
+        ) from error
+    if not isinstance(truth, torch.Tensor) or truth.ndim != 2:
+        raise ValueError("model: expected a classifier with logits (N, classes)")
     try:
         graph = Graph(model)
-        outputs, logits = graph.outputs(sample)
+        outputs, logits = graph.outputs(x)
         if torch.allclose(logits, truth, atol=1e-5, equal_nan=True):
             return graph, outputs, logits
         reason = "its traced graph gives other logits"
@@ -82,7 +114,7 @@ def program(model: nn.Module, sample: torch.Tensor, truth: torch.Tensor) -> tupl
     warning = f"the model is measured through hooks, which is slower: it cannot be traced ({reason})"
     warnings.warn(warning, stacklevel=level)
     hooks = Hooks(model)
-    return hooks, *hooks.outputs(sample)
+    return hooks, *hooks.outputs(x)
 
 
 class Graph:
@@ -163,10 +195,10 @@ class Graph:
         self.shapes = {n: v.shape[1:] for n, v in images.items() if v.ndim > 1}
         inner = [node for node in self.nodes[1:] if node in self.shapes and node is not self.result]
         self.by_name = {self.names[node]: node for node in inner}
-        steps = {name: self._step(node, None) for name, node in self.by_name.items()}
-        found = {
-            n: (s.shape, isinstance(s.module, NONLINEARITIES) or s.function in FUNCTIONS) for n, s in steps.items()
-        }
+        found = {}
+        for name, node in self.by_name.items():
+            module, function = self._operation(node)
+            found[name] = self.shapes[node], isinstance(module, NONLINEARITIES) or function in FUNCTIONS
         return found, env[self.result]
 
     def start(self, x: torch.Tensor, layers: Collection[str]) -> Tail:
@@ -209,7 +241,7 @@ class Graph:
             steps.append(self._step(node, source))
         return steps
 
-    def source(self, layer: str) -> nn.Module | None:
+    def source(self, layer: str) -> nn.Module:
         """The convolution or linear layer that makes the channels of `layer`; of a sum, the first argument counts."""
         node = self.by_name[layer]
         channels = self.shapes[node][0]
@@ -218,13 +250,18 @@ class Graph:
             module = self.modules[node.target] if node.op == "call_module" else None
             if isinstance(module, MIXING) and len(module.weight) == channels:
                 return module
-        return None
+        raise _sourceless(layer)
 
     def _step(self, node, source) -> Step:
-        module = self.modules[node.target] if node.op == "call_module" else None
-        function = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        (module, function), shape = self._operation(node), self.shapes.get(node, torch.Size())
         run = lambda value: self._call(node, {source: value})  # noqa: E731
-        return Step(self.names.get(node), self.shapes.get(node), module, function, node.args[1:], run)
+        return Step(self.names.get(node), shape, _kind(module, function, node.args[1:], shape), module, run)
+
+    def _operation(self, node) -> tuple[nn.Module | None, str]:
+        """The module of a node, or else the name of its function or method."""
+        if node.op == "call_module":
+            return self.modules[node.target], ""
+        return None, node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
 
 
 @contextlib.contextmanager
@@ -313,6 +350,12 @@ class Hooks:
     def chain(self, layer) -> list[Step]:
         return []
 
-    def source(self, layer) -> nn.Module | None:
+    def source(self, layer) -> nn.Module:
         """The last convolution or linear layer before `layer` with as many channels."""
+        if self.sources[layer] is None:
+            raise _sourceless(layer)
         return self.sources[layer]
+
+
+def _sourceless(layer: str) -> ValueError:
+    return ValueError(f"layers: found no convolution or linear layer that makes the units of {layer!r}")

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from repro.evaluation import check_fit, check_integer, check_scores, evaluating, score_columns, scores
-from repro.units import Cut, Link, prepare, progress
+from repro.evaluation import check_integer, check_scales, evaluating, progress, score_columns, scores
+from repro.units import Cut, Link, prepare
+from repro.values import clamp_values, standard_deviations
 
-LARGEST = torch.finfo(torch.float32).max
 Draws = Mapping[str, torch.Tensor]  # noise of scale 1 on every layer, (n, C) or (n, C, H, W)
 
 
@@ -35,16 +35,12 @@ def sweep(
 
     Parameters
     ----------
-    model : nn.Module
-        Maps images to logits (N, classes).
-    x, y : Tensors (N, ...) and (N,)
-        Images and integer labels.
+    model, x, y, layers
+        As in `ablation.single_unit`.
     scales : sequence of float
         Factors >= 0 on the units' standard deviations.
     repeats : int
         Runs with new draws; within a run all scales share them.
-    layers : sequence of str, optional
-        Unit layers; all by default.
     seed : int
         Of the draws.
     x_fit : Tensor, optional
@@ -55,17 +51,13 @@ def sweep(
     DataFrame
         A row a point: repeat, scale, loss (nats), accuracy in [0, 1] (and accuracy_top5 from 100 classes on).
     """
-    several = isinstance(scales, Sequence | np.ndarray | pd.Series) and not isinstance(scales, str) and np.ndim(scales)
-    scales = list(scales) if several else [scales]
-    wrong = [s for s in scales if not isinstance(s, int | float | np.number) or not 0 <= s <= LARGEST]
-    if wrong or not scales:
-        raise ValueError(f"scales: expected finite numbers >= 0, got {wrong[0] if wrong else 'none'!r}")
+    scales = check_scales(scales)
     check_integer("repeats", repeats, 1)
     check_integer("seed", seed, 0)
     cut, x, y = prepare(model, x, y, layers)
     with evaluating(model), progress(total=repeats * len(scales) * len(x), desc="noise") as bar:
-        spread = standard_deviations(cut, check_fit(x_fit, x))
-        links = cut.chain(next(iter(cut.layers)), {name: torch.zeros_like(s) for name, s in spread.items()})
+        spread = standard_deviations(cut, x, x_fit)
+        links = cut.chain(next(iter(cut.layers)), clamp_values(cut, "zero", x))
         linear = bool(links) and not links[0].after  # from the first layer's units to the next pre-activation
         begin = partial(_in_chain, links) if linear else _in_any
 
@@ -80,10 +72,9 @@ def sweep(
             return torch.stack(found).cpu()
 
         # Each block has draws of its own: the same blocks on every device, however much memory it has.
-        sums = sum(cut.map(work, len(x), links if linear else (), copies=len(cut.layers), kind="cpu"))
-    check_scores(sums, "scales")
+        sums = cut.total(work, len(x), links if linear else (), copies=len(cut.layers), device="cpu")
     where = {"repeat": np.repeat(np.arange(repeats), len(scales)), "scale": np.tile(np.array(scales, float), repeats)}
-    return pd.DataFrame(where | score_columns(sums, len(x)))
+    return pd.DataFrame(where | score_columns(sums, len(x), "scales"))
 
 
 def _draw(cut: Cut, spread: Mapping[str, torch.Tensor], block: slice, stream: tuple[int, int]) -> Draws:
@@ -122,18 +113,3 @@ def _in_chain(links: Sequence[Link], cut: Cut, x: torch.Tensor) -> Callable[[Dra
         return logits
 
     return noisy
-
-
-def standard_deviations(cut: Cut, x_fit: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Spread of every unit over images and positions: {layer: (1, C) or (1, C, 1, 1)}."""
-    moments = {}
-    for _, activations in cut.activations(x_fit.to(cut.device)):
-        for name, h in activations.items():
-            h = h.double().transpose(0, 1).flatten(1)  # (C, n · positions)
-            sums = torch.stack([torch.ones_like(h).sum(1), h.sum(1), h.square().sum(1)])
-            moments[name] = moments.get(name, 0) + sums
-    spread = {}
-    for name, (count, total, squares) in moments.items():
-        variance = (squares - total**2 / count) / count
-        spread[name] = variance.clamp_min(0).sqrt().to(cut.dtype).reshape(1, -1, *[1] * (len(cut.shapes[name]) - 1))
-    return spread

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from repro.evaluation import check_integer, check_labels, evaluating
-from repro.units import prepare, progress
+from repro.evaluation import check_integer, check_labels, evaluating, progress
+from repro.units import prepare
 
 CHUNK = 2**22  # activations binned at once
 MOST_BINS = 10_000

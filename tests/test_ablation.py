@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro import ablation, models, units
+from repro import ablation, evaluation, models, units
 from tests import networks, plain
 
 EVERY = {name: rest for name, *rest in networks.every()}
@@ -46,7 +46,7 @@ def test_cumulative_equals_the_plain_loop(name, value):
     layers = list(units.Cut(model, x).layers)[-3:]
     found = units.Cut(model, x, layers).layers
     ours = ablation.cumulative(model, x, y, layers, orders=2, steps=6, value=value, seed=3)
-    sequences = [sequence for sequence in ablation.sequences(units.Cut(model, x, layers), 2, 3)]
+    sequences = evaluation.sequences(units.Cut(model, x, layers).units, 2, 3)
     counts = sorted(ours.n_ablated.unique())
     theirs = plain.cumulative(model, x, y, found, sequences, counts, value)
     assert (ours.order.to_numpy() == theirs.order.to_numpy()).all()
@@ -69,7 +69,7 @@ def test_any_mlp(widths, n, steps, value, seed):
         value = {name: torch.randn(k, generator=torch.Generator().manual_seed(seed)) for name, k in layers.items()}
     close(ablation.single_unit(model, x, y, value=value), plain.single_unit(model, x, y, layers, value))
     ours = ablation.cumulative(model, x, y, orders=1, steps=steps, value=value, seed=seed)
-    sequence = next(iter(ablation.sequences(units.Cut(model, x), 1, seed)))
+    sequence = evaluation.sequences(units.Cut(model, x).units, 1, seed)[0]
     theirs = plain.cumulative(model, x, y, layers, [sequence], list(ours.n_ablated), value)
     close(ours, theirs)
 
@@ -88,7 +88,7 @@ def test_any_convnet(channels, strides, batch_norm, value, seed):
     layers = units.Cut(model, x).layers
     close(ablation.single_unit(model, x, y, value=value), plain.single_unit(model, x, y, layers, value))
     ours = ablation.cumulative(model, x, y, orders=1, steps=7, value=value, seed=seed)
-    sequence = next(iter(ablation.sequences(units.Cut(model, x), 1, seed)))
+    sequence = evaluation.sequences(units.Cut(model, x).units, 1, seed)[0]
     theirs = plain.cumulative(model, x, y, layers, [sequence], list(ours.n_ablated), value)
     close(ours, theirs)
 

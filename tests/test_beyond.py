@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from repro import ablation, beyond, selectivity, units
+from repro.values import clamp_values
 from tests import networks, plain
 
 EVERY = {name: rest for name, *rest in networks.every()}
@@ -211,7 +212,7 @@ def test_bad_numbers_are_named(argument, options):
 def test_resampled_ablation_equals_the_plain_way(name):
     model, x, y = EVERY[name]
     layers = dict(list(units.Cut(model, x).layers.items())[-2:])
-    values = ablation.clamp_values(units.Cut(model, x, list(layers)), "resampled", x, len(x))
+    values = clamp_values(units.Cut(model, x, list(layers)), "resampled", x)
     table = ablation.single_unit(model, x, y, list(layers), "resampled")
     for row in table.iloc[::3].itertuples():
 
@@ -232,7 +233,7 @@ def test_resampled_values_are_activations_on_other_images():
     model, x, _ = EVERY["convnet without"]
     cut = units.Cut(model, x, ["relu9", "relu11"])
     other = networks.images(20, seed=8)[0]
-    values = ablation.clamp_values(cut, "resampled", other, len(x))
+    values = clamp_values(cut, "resampled", x, other)
     for layer, h in plain.activations(model, other, ["relu9", "relu11"]).items():
         assert values[layer].shape == (len(x), *h.shape[1:])
         donors = [[(h[:, k] - value[k]).abs().flatten(1).sum(1).argmin() for k in (0, 1)] for value in values[layer]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from repro import evaluation, noise, units
+from repro import evaluation, noise, units, values
 from tests import networks, plain
 
 EVERY = {name: rest for name, *rest in networks.every()}
@@ -38,7 +38,7 @@ def test_spread_is_that_of_the_activations(name):
     model, x, _ = EVERY[name]
     cut = units.Cut(model, x)
     with evaluation.evaluating(model):
-        found = noise.standard_deviations(cut, x)
+        found = values.standard_deviations(cut, x)
     for layer, h in plain.activations(model, x, cut.layers).items():
         expected = h.double().transpose(0, 1).flatten(1).std(1, correction=0)
         np.testing.assert_allclose(found[layer].flatten(), expected, rtol=1e-4, atol=1e-5)
@@ -60,7 +60,7 @@ def test_a_sweep_equals_the_plain_loop_with_the_same_draws(name):
     scales = [0.1, 1.0]
     table = noise.sweep(model, x, y, scales=scales, repeats=2, seed=4)
     with evaluation.evaluating(model):
-        spread = noise.standard_deviations(cut, x)
+        spread = values.standard_deviations(cut, x)
     for row in table.itertuples():
         draws = noise._draw(cut, spread, slice(0, len(x)), (4, row.repeat))  # so few images are one block
         z = plain.logits(model, x, lambda layer, h, d=draws, s=row.scale: h + s * d[layer] if layer in d else h)

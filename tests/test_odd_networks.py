@@ -74,6 +74,17 @@ def flattened():
     return nn.Sequential(*layers, nn.ReLU(), nn.Linear(7, 4))
 
 
+def ending_in_a_convolution():
+    """The classes are maps of one number each."""
+    return nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 2), nn.Flatten())
+
+
+def normed_after_flatten():
+    """A batch norm over numbers, not channels, and one that follows a dropout."""
+    flat = [nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.Flatten(), nn.BatchNorm1d(20), nn.ReLU()]
+    return nn.Sequential(*flat, nn.Linear(20, 6), nn.Dropout(0.5), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4))
+
+
 def hooked():
     model = models.mlp(12, [6, 5], 4)
     model.get_submodule("linear2").register_forward_hook(lambda module, inputs, output: 0.5 * output)
@@ -88,7 +99,7 @@ def compare(model, x, y, layers=None):
             (ablation.single_unit(model, x, y, layers, value), plain.single_unit(model, x.clone(), y, found, value)),
         ]
         curves = ablation.cumulative(model, x, y, layers, orders=2, steps=5, value=value)
-        sequences = list(ablation.sequences(units.Cut(model, x, layers), 2, 0))
+        sequences = evaluation.sequences(units.Cut(model, x, layers).units, 2, 0)
         counts = curves[curves.order == 0].n_ablated.tolist()
         pairs.append((curves, plain.cumulative(model, x.clone(), y, found, sequences, counts, value)))
         for ours, theirs in pairs:
@@ -96,7 +107,9 @@ def compare(model, x, y, layers=None):
 
 
 @pytest.mark.parametrize(
-    "build", [Scaled, flattened, hooked, lambda: Sum(True), Squeezed], ids=["scaled", "flat", "hook", "sum", "squeezed"]
+    "build",
+    [Scaled, flattened, ending_in_a_convolution, normed_after_flatten, hooked, lambda: Sum(True), Squeezed],
+    ids=["scaled", "flat", "convolution", "norm", "hook", "sum", "squeezed"],
 )
 @pytest.mark.parametrize("n", [6, 7, 129])  # as many images as channels; a last block of one image
 def test_equals_the_plain_way(build, n):
@@ -173,17 +186,17 @@ def test_blocks_are_as_small_as_the_widest_activation_asks():
     x = torch.randn(2, 3, 32, 32)
     cut = units.Cut(Squeezed(), x, ["relu"])
     largest = max(block.stop - block.start for block in cut.blocks(10_000))
-    assert largest * 64 * 32 * 32 * 4 <= cut.budget()
-    with evaluation.evaluating(cut._program.model):
+    assert largest * 64 * 32 * 32 * 4 <= evaluation.budget("cpu")
+    with evaluation.evaluating(cut.program.model):
         assert cut.start(x, ["relu"]).largest == 64 * 32 * 32
 
 
 def test_draws_do_not_depend_on_the_device_and_its_memory(monkeypatch):
     cut = units.Cut(networks.randomized(models.convnet([8, 8], [1, 1], 3)), torch.randn(2, 3, 8, 8))
-    expected = list(cut.blocks(5000, kind="cpu"))
+    expected = list(cut.blocks(5000, device="cpu"))
     cut.device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**22, 2**36))
-    assert list(cut.blocks(5000, kind="cpu")) == expected != list(cut.blocks(5000))
+    assert list(cut.blocks(5000, device="cpu")) == expected != list(cut.blocks(5000))
 
 
 def test_small_losses_are_exact():

@@ -153,11 +153,11 @@ def test_the_source_of_a_layer_is_on_its_branch_not_on_the_shortcut():
     x = torch.randn(2, 3, 32, 32)
     model = models.resnet50(10, width=0.125)
     cut = units.Cut(model, x)
-    assert cut.source("layer1.0.relu_2") is model.layer1[0].conv3
-    assert cut.source("layer1.0.relu") is model.layer1[0].conv1
-    assert cut.source("layer4.2.relu_2") is model.layer4[2].conv3
+    assert cut.program.source("layer1.0.relu_2") is model.layer1[0].conv3
+    assert cut.program.source("layer1.0.relu") is model.layer1[0].conv1
+    assert cut.program.source("layer4.2.relu_2") is model.layer4[2].conv3
     with pytest.warns(UserWarning, match="hooks"):
         hooked = units.Cut(networks.Untraceable(), torch.randn(2, 3, 2, 2))
-    assert isinstance(hooked.source("relu"), nn.Linear)
+    assert isinstance(hooked.program.source("relu"), nn.Linear)
     with pytest.raises(ValueError, match="layers: found no"):
-        units.Cut(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(12, 3)), torch.randn(2, 3, 2, 2)).source("1")
+        units.Cut(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(12, 3)), torch.randn(2, 3, 2, 2)).program.source("1")

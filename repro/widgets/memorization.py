@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import traitlets
 
-from repro import ablation, data, evaluation, experiment, units
+from repro import data, evaluation, experiment, units
 from repro.models import ABLATED_LAYERS
 from repro.training import Recipe, training_set
 from repro.widgets.diagram import Diagram, module, pack
@@ -117,7 +117,7 @@ def answers(
     cut = units.Cut(model, x, layers)
     said = []
     with evaluation.evaluating(model):
-        for sequence in ablation.sequences(cut, orders, seed=0):
+        for sequence in evaluation.sequences(cut.units, orders, seed=0):
             for n in counts:
                 kept = {name: torch.ones(size) for name, size in cut.layers.items()}
                 for name, unit in sequence[:n]:
