@@ -11,6 +11,7 @@ import functools
 import inspect
 import itertools
 import os
+import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from repro.training import FORMAT, Group, Recipe, Run, build, device, digest, to
 
 AT_ONCE = 64  # networks that train together on a GPU
 SAVE_EVERY = 60  # seconds between stored states of a network in training
+ALL_DIGITS = {"train": 1437, "test": 360}  # images: older tables of digits were asked for more, and do not say so
 
 
 class Missing(LookupError):
@@ -87,7 +89,9 @@ def measure(
     Returns
     -------
     DataFrame
-        Columns: network (the recipe's key), the recipe's fields, epoch, and the analysis's own.
+        Columns: network (the recipe's key), the recipe's fields, epoch, <analysis>_device (the GPU's name or the CPU's
+        architecture, where the table was measured), with `images` also <analysis>_images (how many there were), and the
+        analysis's own. Those two bear the analysis's name, so that tables measured on different machines still merge.
 
     Raises
     ------
@@ -104,10 +108,10 @@ def measure(
     if missing:
         _compute(missing, jobs or _processes())
         tables |= {w: store.read_columns(w.path, w.origin) for w in missing}
-    rows = [len(table) for table in tables.values()]
-    origins = pd.DataFrame([w.columns() for w in tables])
+    rows = [len(columns) for columns, _ in tables.values()]
+    origins = pd.DataFrame([w.columns(made) for w, (_, made) in tables.items()])
     origins = origins.loc[np.repeat(np.arange(len(rows)), rows)].reset_index(drop=True)
-    columns = pa.concat_tables(tables.values(), promote_options="permissive").to_pandas()
+    columns = pa.concat_tables((columns for columns, _ in tables.values()), promote_options="permissive").to_pandas()
     return pd.concat([origins, columns], axis=1)
 
 
@@ -184,9 +188,15 @@ class _Wanted:
     def title(self) -> str:
         return f"{self.analysis} of {self.recipe.key}" + ("" if self.epoch is None else f" after epoch {self.epoch}")
 
-    def columns(self) -> dict:
+    def columns(self, made: dict) -> dict:
+        """What stands in every row of the table, of whose making the store says `made`."""
         epoch = self.recipe.epochs if self.epoch is None else self.epoch
-        return {"network": self.recipe.key} | vars(self.recipe) | {"epoch": epoch}
+        columns = {"network": self.recipe.key} | vars(self.recipe) | {"epoch": epoch}
+        columns[f"{self.analysis}_device"] = made.get("device")
+        if self.images is not None:
+            most = ALL_DIGITS[self.split] if self.recipe.dataset == "digits" else self.images
+            columns[f"{self.analysis}_images"] = made.get("images", min(self.images, most))
+        return columns
 
     def compute(self, model: nn.Module) -> None:
         """Measure the network and store the table."""
@@ -202,7 +212,7 @@ class _Wanted:
         arguments = [tensor.to(on) for part in chosen for tensor in part]
         table = kind.function(model.to(on), *arguments, **self.options)
         model.to("cpu")
-        store.write_table(self.path, table, self.origin, {"seconds": round(time.monotonic() - start, 2)})
+        store.write_table(self.path, table, self.origin, _made(start) | {"images": len(chosen[0][0])})
 
 
 def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> None:
@@ -342,7 +352,7 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
             bar.update()
             bar.set_postfix(accuracy=f"{run.accuracy:.3f}", refresh=False)
             if not run.done and time.monotonic() - saved > SAVE_EVERY:
-                store.write_tensors(work, run.state(), _origin(recipe, None))
+                store.write_tensors(work, run.state(), _origin(recipe, None), _made(start))
                 saved = time.monotonic()
     for epoch in snapshots:
         if epoch > run.epoch:  # all images were memorized before: more training would not have happened
@@ -372,14 +382,20 @@ def _origin(recipe: Recipe, epoch: int | None) -> dict:
     return plain({"recipe": asdict(recipe), "format": FORMAT} | ({} if epoch is None else {"epoch": epoch}))
 
 
+def _made(start: float) -> dict:
+    """Where, and in how many seconds, something was made since `start`."""
+    on = device()
+    name = torch.cuda.get_device_name(on) if on.type == "cuda" else platform.machine()
+    return {"device": name, "seconds": round(time.monotonic() - start, 2)}
+
+
 def _write(recipe: Recipe, epoch: int | None, model: nn.Module, start: float) -> None:
     path = store.network_path(recipe.key, epoch)
     if path.exists():  # tables were measured on it, and another machine rounds otherwise
         return
     parameters = {name for name, _ in model.named_parameters()}  # batch-norm statistics stay in full precision
     tensors = {name: t.half() if name in parameters else t for name, t in model.state_dict().items()}
-    made = {"seconds": round(time.monotonic() - start, 2)}
-    store.write_tensors(path, tensors, _origin(recipe, epoch), made)
+    store.write_tensors(path, tensors, _origin(recipe, epoch), _made(start))
 
 
 def _read(recipe: Recipe, epoch: int | None) -> nn.Module | None:

@@ -66,7 +66,7 @@ class Entry:
     origin : dict
         What the content was made from: a recipe and an epoch, or an analysis and its options besides.
     made : dict
-        Versions, commit, device and seconds of its making.
+        Versions and commit, and what the writer told of its making: device, seconds; of tables, images.
     """
 
     path: Path
@@ -125,20 +125,22 @@ def write_table(path: Path, table: pd.DataFrame, origin: dict, made: dict | None
 
 def read_table(path: Path, origin: dict) -> pd.DataFrame | None:
     """The table of a file whose origin is `origin`; None where there is no file. Raises as `read_tensors` does."""
-    columns = read_columns(path, origin)
-    return None if columns is None else columns.to_pandas()
+    found = read_columns(path, origin)
+    return None if found is None else found[0].to_pandas()
 
 
-def read_columns(path: Path, origin: dict) -> pa.Table | None:
-    """The same as Arrow has it: thousands of small tables are put together faster before they are pandas'."""
+def read_columns(path: Path, origin: dict) -> tuple[pa.Table, dict] | None:
+    """The same as Arrow has it, for thousands of small tables are put together faster before they are pandas', and how it
+    was made."""
     content = _read(path)
     if content is None:
         return None
-    _compare(path, _parse_header(path, content), origin)
+    header = _parse_header(path, content)
+    _compare(path, header, origin)
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         _check_size(path, file)
-        return file.read(use_threads=False)
+        return file.read(use_threads=False), header["made"]
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, error) from error
 
@@ -235,8 +237,8 @@ def _parse_header(path: Path, content: bytes) -> dict:
         if header["name"] != path.name:
             raise damaged(path, f"it was written as {header['name']}")
         header |= {name: json.loads(header[name]) for name in ("origin", "made")}
-        if not isinstance(header["origin"]["recipe"], dict):
-            raise ValueError("no recipe")
+        if not isinstance(header["origin"]["recipe"], dict) or not isinstance(header["made"], dict):
+            raise ValueError("no recipe, or not how it was made")
         return header
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, pa.ArrowException) as error:
         raise damaged(path, f"its header cannot be read ({type(error).__name__}: {error})") from error
@@ -309,17 +311,15 @@ def read_entry(path: Path) -> Entry:
 
 @functools.cache
 def made_with() -> dict[str, str]:
-    """Versions, commit and device that files written by this process were made with."""
+    """Versions and commit that files written by this process were made with."""
     git = ["git", "-C", str(HERE)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         dirty = subprocess.run([*git, "status", "--porcelain", "repro"], capture_output=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError):
         commit, dirty = "unknown", ""
-    gpu = torch.cuda.is_available()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": commit[:12] + ("+" if dirty else ""),
-        "device": torch.cuda.get_device_name() if gpu else platform.machine(),
     }

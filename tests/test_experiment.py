@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.models import WeightsEnum
 
-from repro import ablation, claims, data, experiment, noise, selectivity, store, training
+from repro import ablation, claims, data, experiment, noise, plots, selectivity, store, training
 from repro.experiment import Missing, measure
 from repro.training import Recipe, train
 
@@ -79,7 +80,7 @@ def forbid_data(monkeypatch):
 @each_analysis
 def test_columns_are_network_recipe_epoch_and_the_analysis_own(analysis):
     table = measure(analysis, RECIPES, **OPTIONS.get(analysis, {}))
-    assert list(table.columns) == ["network", *FIELDS, "epoch", *COLUMNS[analysis]]
+    assert list(table.columns) == ["network", *FIELDS, "epoch", f"{analysis}_device", *COLUMNS[analysis]]
     assert list(table["network"].unique()) == [recipe.key for recipe in RECIPES]
     assert (table["epoch"] == 3).all()
     for recipe in RECIPES:
@@ -152,10 +153,42 @@ def test_curves_and_history_merge_into_the_table_of_a_claim():
     assert claims.check("C3b", merged) is not None
 
 
+def test_a_table_tells_the_device_that_measured_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # REPRO_DEVICE is cpu: it is not used
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100")
+    table = measure("history", [RECIPE])
+    assert table["history_device"].tolist() == [platform.machine()]
+    assert all(store.read_entry(path).made["device"] == platform.machine() for path in store.paths())
+    monkeypatch.setattr(experiment, "device", lambda: torch.device("cuda"))
+    assert measure("history", [RECIPE])["history_device"].tolist() == [platform.machine()]  # where it was measured
+    assert experiment._made(time.monotonic())["device"] == "NVIDIA H100"
+
+
+def rewrite(wanted, made):
+    """Store a table that is there once more, made otherwise."""
+    store.write_table(wanted.path, store.read_table(wanted.path, wanted.origin), wanted.origin, made)
+
+
+def test_tables_of_different_devices_merge():
+    curves = measure("cumulative", RECIPES, orders=2, steps=3)
+    measure("history", RECIPES)
+    rewrite(experiment._list("history", RECIPES[:1])[0], {"device": "NVIDIA H100"})
+    merged = curves.merge(measure("history", RECIPES))
+    assert len(merged) == len(curves)
+    cpu = platform.machine()
+    assert (merged["cumulative_device"] == cpu).all()
+    assert merged.drop_duplicates("network")["history_device"].tolist() == ["NVIDIA H100", cpu]
+    assert plots.note(curves).endswith("2 networks × 2 orders · CPU")
+    assert plots.note(merged).endswith("2 networks × 2 orders · CPU + NVIDIA H100")
+
+
 def test_units_of_several_analyses_merge():
     selective = measure("selectivity", [CONVNET], split="test")
     assert len(selective.merge(measure("single_unit", [CONVNET], split="test"))) == len(selective)
     assert len(selective.merge(measure("weights", [CONVNET]))) == len(selective)
+    some = measure("single_unit", [CONVNET], split="test", images=20)
+    drops = measure("class_drops", [CONVNET], split="test", images=30)
+    assert len(drops.merge(some.drop(columns="delta_accuracy"))) == len(drops)
 
 
 def test_different_recipes_fill_one_table():
@@ -173,10 +206,26 @@ def test_fewer_images_are_a_fixed_choice_among_them():
     some = measure("single_unit", [RECIPE], images=50)
     assert not np.allclose(whole["accuracy"], some["accuracy"])
     assert np.allclose(some["accuracy"] * 50, (some["accuracy"] * 50).round())
-    pd.testing.assert_frame_equal(measure("single_unit", [RECIPE], images=10_000), whole)
+    asked_for_more = measure("single_unit", [RECIPE], images=10_000)
+    pd.testing.assert_frame_equal(asked_for_more.drop(columns="single_unit_images"), whole)
     row = measure("history", [RECIPE], images=50).iloc[0]
     assert row["train_accuracy"] * 50 == pytest.approx(round(row["train_accuracy"] * 50))
     assert row["test_accuracy"] * 50 == pytest.approx(round(row["test_accuracy"] * 50))
+
+
+def test_a_table_tells_on_how_many_images_it_was_measured():
+    recipes, asked = [RECIPE, dataclasses.replace(RECIPE, n_train=20)], dict(split="train", images=50)
+    assert measure("single_unit", recipes, **asked).groupby("n_train")["single_unit_images"].unique().to_dict() == {
+        20: [20],  # there are no more
+        200: [50],
+    }
+    digits = data.load("digits")
+    for split, y in (("train", digits.y_train), ("test", digits.y_test)):
+        every = dict(recipes=[dataclasses.replace(RECIPE, n_train=None)], split=split, images=10_000)
+        assert set(measure("single_unit", **every)["single_unit_images"]) == {len(y)}
+        (wanted,) = experiment._list("single_unit", **every)
+        rewrite(wanted, {"device": "x86_64"})  # as tables were stored before they said so
+        assert set(measure("single_unit", **every)["single_unit_images"]) == {len(y)}
 
 
 def test_snapshots_show_the_network_as_it_was():

@@ -91,6 +91,7 @@ def entry(shape, offsets, dtype="F32"):
         tensors({}, size=0, origin='{"recipe": 3}'),
         tensors({}, size=0, origin="[" * 100_000),
         tensors({}, size=0, made="{"),
+        tensors({}, size=0, made="[]"),
         tensors({}, size=0, format="0"),
         (2**63).to_bytes(8, "little") + store.SEAL + store.BLANK,
         (2).to_bytes(8, "little") + b"[]" + store.SEAL + store.BLANK,

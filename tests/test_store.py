@@ -30,11 +30,11 @@ TABLE = pd.DataFrame(
 
 
 def write_network(path, origin=ORIGIN):
-    store.write_tensors(path, TENSORS, origin, {"seconds": 1.5})
+    store.write_tensors(path, TENSORS, origin, {"seconds": 1.5, "device": "x86_64"})
 
 
 def write_table(path, origin=ORIGIN):
-    store.write_table(path, TABLE, origin, {"seconds": 1.5})
+    store.write_table(path, TABLE, origin, {"seconds": 1.5, "device": "x86_64"})
 
 
 @pytest.fixture(params=["network", "table"])
@@ -78,9 +78,17 @@ def test_a_file_says_what_it_was_made_from_and_with(kind):
     write(path)
     entry = store.read_entry(path)
     assert entry.path == path and entry.origin == ORIGIN
-    assert entry.made["seconds"] == 1.5
+    assert entry.made["seconds"] == 1.5 and entry.made["device"] == "x86_64"
     assert entry.made["torch"] == torch.__version__
-    assert {"python", "torch", "commit", "device", "seconds"} <= set(entry.made)
+    assert {"python", "torch", "commit", "device", "seconds"} == set(entry.made)
+
+
+def test_columns_come_with_how_they_were_made():
+    path = store.table_path("k")
+    write_table(path)
+    columns, made = store.read_columns(path, ORIGIN)
+    pd.testing.assert_frame_equal(columns.to_pandas(), TABLE, check_dtype=False)
+    assert made == store.read_entry(path).made
 
 
 def test_what_is_not_there_is_none(kind):

@@ -39,7 +39,7 @@ def contents(folder):
         for path in store.paths():
             origin = store.read_entry(path).origin
             if path.suffix == ".parquet":
-                columns = store.read_columns(path, origin).to_pydict()
+                columns = store.read_table(path, origin).to_dict("list")
                 found[path.name] = (
                     json.dumps(origin),
                     {name: list(map(repr, column)) for name, column in columns.items()},
