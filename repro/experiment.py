@@ -33,7 +33,6 @@ from repro.training import FORMAT, Group, Recipe, Run, build, device, digest, to
 
 AT_ONCE = 64  # networks that train together on a GPU
 SAVE_EVERY = 60  # seconds between stored states of a network in training
-ALL_DIGITS = {"train": 1437, "test": 360}  # images: older tables of digits were asked for more, and do not say so
 
 
 class Missing(LookupError):
@@ -90,8 +89,8 @@ def measure(
     -------
     DataFrame
         Columns: network (the recipe's key), the recipe's fields, epoch, <analysis>_device (the GPU's name or the CPU's
-        architecture, where the table was measured), with `images` also <analysis>_images (how many there were), and the
-        analysis's own. Those two bear the analysis's name, so that tables measured on different machines still merge.
+        architecture; it bears the analysis's name so that tables measured on different machines merge), and the
+        analysis's own.
 
     Raises
     ------
@@ -191,12 +190,8 @@ class _Wanted:
     def columns(self, made: dict) -> dict:
         """What stands in every row of the table, of whose making the store says `made`."""
         epoch = self.recipe.epochs if self.epoch is None else self.epoch
-        columns = {"network": self.recipe.key} | vars(self.recipe) | {"epoch": epoch}
-        columns[f"{self.analysis}_device"] = made.get("device")
-        if self.images is not None:
-            most = ALL_DIGITS[self.split] if self.recipe.dataset == "digits" else self.images
-            columns[f"{self.analysis}_images"] = made.get("images", min(self.images, most))
-        return columns
+        where = {f"{self.analysis}_device": made.get("device")}
+        return {"network": self.recipe.key} | vars(self.recipe) | {"epoch": epoch} | where
 
     def compute(self, model: nn.Module) -> None:
         """Measure the network and store the table."""
@@ -212,7 +207,7 @@ class _Wanted:
         arguments = [tensor.to(on) for part in chosen for tensor in part]
         table = kind.function(model.to(on), *arguments, **self.options)
         model.to("cpu")
-        store.write_table(self.path, table, self.origin, _made(start) | {"images": len(chosen[0][0])})
+        store.write_table(self.path, table, self.origin, _made(start))
 
 
 def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> None:

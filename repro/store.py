@@ -66,7 +66,7 @@ class Entry:
     origin : dict
         What the content was made from: a recipe and an epoch, or an analysis and its options besides.
     made : dict
-        Versions and commit, and what the writer told of its making: device, seconds; of tables, images.
+        Versions and commit, and what the writer told of its making: device, seconds.
     """
 
     path: Path

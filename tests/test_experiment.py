@@ -206,26 +206,10 @@ def test_fewer_images_are_a_fixed_choice_among_them():
     some = measure("single_unit", [RECIPE], images=50)
     assert not np.allclose(whole["accuracy"], some["accuracy"])
     assert np.allclose(some["accuracy"] * 50, (some["accuracy"] * 50).round())
-    asked_for_more = measure("single_unit", [RECIPE], images=10_000)
-    pd.testing.assert_frame_equal(asked_for_more.drop(columns="single_unit_images"), whole)
+    pd.testing.assert_frame_equal(measure("single_unit", [RECIPE], images=10_000), whole)
     row = measure("history", [RECIPE], images=50).iloc[0]
     assert row["train_accuracy"] * 50 == pytest.approx(round(row["train_accuracy"] * 50))
     assert row["test_accuracy"] * 50 == pytest.approx(round(row["test_accuracy"] * 50))
-
-
-def test_a_table_tells_on_how_many_images_it_was_measured():
-    recipes, asked = [RECIPE, dataclasses.replace(RECIPE, n_train=20)], dict(split="train", images=50)
-    assert measure("single_unit", recipes, **asked).groupby("n_train")["single_unit_images"].unique().to_dict() == {
-        20: [20],  # there are no more
-        200: [50],
-    }
-    digits = data.load("digits")
-    for split, y in (("train", digits.y_train), ("test", digits.y_test)):
-        every = dict(recipes=[dataclasses.replace(RECIPE, n_train=None)], split=split, images=10_000)
-        assert set(measure("single_unit", **every)["single_unit_images"]) == {len(y)}
-        (wanted,) = experiment._list("single_unit", **every)
-        rewrite(wanted, {"device": "x86_64"})  # as tables were stored before they said so
-        assert set(measure("single_unit", **every)["single_unit_images"]) == {len(y)}
 
 
 def test_snapshots_show_the_network_as_it_was():

@@ -658,8 +658,8 @@ def test_two_arms_are_blue_and_orange_and_corruption_runs_from_dark_to_bright():
             "digits · MLP 2×128 · 90 epochs · 4 networks × 10 orders · CPU",
         ),
         (
-            {"noise_device": "NVIDIA H100 80GB HBM3", "noise_images": 2000},
-            "digits · MLP 2×128 · 90 epochs · 4 networks × 10 orders · 2,000 images measured · NVIDIA H100 80GB HBM3",
+            {"noise_device": "NVIDIA H100 80GB HBM3"},
+            "digits · MLP 2×128 · 90 epochs · 4 networks × 10 orders · NVIDIA H100 80GB HBM3",
         ),
     ],
 )
@@ -678,13 +678,13 @@ def test_the_note_gives_ranges_and_networks_per_setting():
     assert plots.note(both) == "digits · MLP 2×128 to 2×2048 · 60–90 epochs · 2 networks"
     devices = pd.DataFrame(
         [
-            recipe("a", ranked_device="aarch64", ranked_images=1),
+            recipe("a", ranked_device="aarch64"),
             recipe("b", noise_device="NVIDIA H100"),  # as in two tables one below the other
-            recipe("c", noise_device="x86_64", noise_images=500),
+            recipe("c", noise_device="x86_64"),
         ]
     )
-    assert plots.note(devices).endswith("3 networks · 1–500 images measured · CPU + NVIDIA H100")
-    assert plots.note(devices.iloc[[0]]).endswith("1 network · 1 image measured · CPU")
+    assert plots.note(devices).endswith("3 networks · CPU + NVIDIA H100")
+    assert plots.note(devices.iloc[[0]]).endswith("1 network · CPU")
     models = pd.DataFrame([recipe("a"), recipe("b", **CONVNET)])
     assert plots.note(models).startswith("digits + cifar10-jpeg · MLP 2×128 + ConvNet 1/8 width · ")
 

@@ -140,7 +140,7 @@ def note(table):
 
     Returns
     -------
-    str, such as "digits · MLP 2×128 · 90 epochs · 4 networks × 10 orders · 500 images measured · CPU".
+    str, such as "digits · MLP 2×128 · 90 epochs · 4 networks × 10 orders · CPU".
     """
     parts = []
     if "dataset" in table:
@@ -162,16 +162,9 @@ def note(table):
         parts.append((f"after {_range(table['epoch'])} of " if early else "") + _count(table["epochs"], "epoch"))
     if "network" in table:
         parts.append(_networks(table))
-    if images := _of_each_analysis(table, "images"):
-        parts.append(f"{_count(pd.Series(images), 'image')} measured")
-    if devices := _of_each_analysis(table, "device"):
-        parts.append(" + ".join(dict.fromkeys("CPU" if name in CPUS else name for name in devices)))
-    return " · ".join(parts)
-
-
-def _of_each_analysis(table, what):
-    """The values of columns such as "cumulative_device" and "history_device", of which a merged table has several."""
-    return [value for column in table.filter(regex=f"_{what}$") for value in table[column].dropna().unique()]
+    devices = [table[column].dropna().unique() for column in table.filter(regex="_device$")]  # one of each analysis
+    names = dict.fromkeys("CPU" if name in CPUS else name for some in devices for name in some)
+    return " · ".join([*parts, " + ".join(names)] if names else parts)
 
 
 def _range(column, form=".4g"):
