@@ -208,7 +208,7 @@ def check_scales(scales) -> list[float]:
     wrong = [s for s in scales if not isinstance(s, int | float | np.number) or not 0 <= s <= largest]
     if wrong or not scales:
         raise ValueError(f"scales: expected finite numbers >= 0, got {wrong[0] if wrong else 'none'!r}")
-    return scales
+    return [float(scale) for scale in scales]
 
 
 def check_integer(argument: str, number, low: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,8 @@ from repro.evaluation import check_integer, check_scales, evaluating, progress, 
 from repro.units import Cut, Link, prepare
 from repro.values import clamp_values, standard_deviations
 
-Draws = Mapping[str, torch.Tensor]  # noise of scale 1 on every layer, (n, C) or (n, C, H, W)
+Draws = dict[str, torch.Tensor]  # noise of scale 1 on every layer, (n, C) or (n, C, H, W)
+Noisy = Callable[[Draws, Sequence[float]], Iterator[torch.Tensor]]  # the logits (n, classes) with noise of each scale
 
 
 def sweep(
@@ -65,51 +66,51 @@ def sweep(
             """Scores of a block of images, (repeats · scales, 2)."""
             noisy, found = begin(cut, x[block]), []
             for repeat in range(repeats):
-                logits = noisy(_draw(cut, spread, block, (int(seed), repeat)))
-                for scale in scales:
-                    found.append(scores(logits(float(scale)), y[block]))
-                    bar.update(block.stop - block.start)
+                for logits in noisy(_draw(cut, spread, block, (int(seed), repeat)), scales):
+                    found.append(scores(logits, y[block]))
+                    bar.update(len(logits))
             return torch.stack(found).cpu()
 
         # Each block has draws of its own: the same blocks on every device, however much memory it has.
         sums = cut.total(work, len(x), links if linear else (), copies=len(cut.layers), device="cpu")
-    where = {"repeat": np.repeat(np.arange(repeats), len(scales)), "scale": np.tile(np.array(scales, float), repeats)}
+    where = {"repeat": np.repeat(np.arange(repeats), len(scales)), "scale": np.tile(scales, repeats)}
     return pd.DataFrame(where | score_columns(sums, len(x), "scales"))
 
 
-def _draw(cut: Cut, spread: Mapping[str, torch.Tensor], block: slice, stream: tuple[int, int]) -> Draws:
+def _draw(cut: Cut, spread: Draws, block: slice, stream: tuple[int, int]) -> Draws:
     """Noise for a block of images, from a stream of its own: it does not matter who draws first."""
     state = np.random.SeedSequence((*stream, block.start)).generate_state(1, np.uint64)[0]
-    options = dict(device=cut.device, dtype=cut.dtype)
-    options["generator"] = torch.Generator(cut.device).manual_seed(int(state >> 1))
-    n = block.stop - block.start
+    generator, n = torch.Generator(cut.device).manual_seed(int(state >> 1)), block.stop - block.start
+    options = dict(device=cut.device, dtype=cut.dtype, generator=generator)
     return {name: torch.randn(n, *shape, **options).mul_(spread[name]) for name, shape in cut.shapes.items()}
 
 
-def _in_any(cut: Cut, x: torch.Tensor) -> Callable[[Draws], Callable[[float], torch.Tensor]]:
-    """draws -> scale -> logits; what lies below the first layer is computed once."""
+def _in_any(cut: Cut, x: torch.Tensor) -> Noisy:
+    """In any network what lies below the first layer is computed once."""
     tail = cut.start(x)
-    return lambda draws: lambda scale: tail(lambda layer, h: torch.add(h, draws[layer], alpha=scale))
+
+    def noisy(draws, scales):
+        for scale in scales:
+            yield tail(lambda layer, h, scale=scale: torch.add(h, draws[layer], alpha=scale))
+
+    return noisy
 
 
-def _in_chain(links: Sequence[Link], cut: Cut, x: torch.Tensor) -> Callable[[Draws], Callable[[float], torch.Tensor]]:
-    """The same on a chain: mixing is linear, so the first link turns scale · draws into scale · Σ_k mix_k(draws_k), and
-    one product serves all scales."""
+def _in_chain(links: Sequence[Link], cut: Cut, x: torch.Tensor) -> Noisy:
+    """On a chain, where mixing is linear, the first link turns scale · draws into scale · Σ_k mix_k(draws_k), and one product
+    serves all scales."""
     first, *rest = links
     intact = first.sum(cut.start(x, [first.layer]).h[first.layer])
 
-    def noisy(draws):
+    def noisy(draws, scales):
         change = first.mix(draws[first.layer], first.weight)
-
-        def logits(scale: float) -> torch.Tensor:
+        for scale in scales:
             z = torch.add(intact, change, alpha=scale)
             for link in rest:
                 h = link.activation(z)
                 if link.layer:
                     h.add_(draws[link.layer], alpha=scale)
                 z = link.sum(link.terms(h))
-            return z
-
-        return logits
+            yield z
 
     return noisy
