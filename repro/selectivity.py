@@ -11,6 +11,7 @@ from torch import nn
 
 from repro.evaluation import check_integer, check_labels, evaluating, progress
 from repro.units import prepare
+from repro.values import activations
 
 CHUNK = 2**22  # activations binned at once
 MOST_BINS = 10_000
@@ -156,8 +157,8 @@ def table(model: nn.Module, x: torch.Tensor, y: torch.Tensor, layers: Sequence[s
     shares /= shares.sum(0)  # (N, classes): an average over each class
     pooled = {name: np.empty((units, len(x)), np.float32) for name, units in cut.layers.items()}
     with evaluating(model):
-        for block, activations in cut.activations(x):
-            for name, h in activations.items():
+        for block, found in activations(cut, x):
+            for name, h in found.items():
                 pooled[name][:, block] = (h if h.ndim == 2 else h.mean((2, 3))).T.cpu()
     tables = []
     for name, a in pooled.items():

@@ -2,7 +2,7 @@
 
 A *unit* is one number of an MLP's hidden layer or one feature map of a convolutional layer, taken *after* the
 nonlinearity (section 2.2 of Morcos et al. 2018): dim 1 of an activation (N, C) or (N, C, H, W). `Cut` finds the unit
-layers of any ``nn.Module``, hands out their activations, and runs the rest of the network from some of them onwards:
+layers of any ``nn.Module``, and runs the rest of the network from some of them onwards:
 
     cut = Cut(model, x)                     # cut.layers == {"relu1": 128, "relu2": 128}
     tail = cut.start(x, ["relu1"])          # everything that does not depend on relu1, computed once
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from repro.evaluation import budget, check_images, check_labels, check_layers, check_model, evaluating, progress, summed
+from repro.evaluation import budget, check_images, check_labels, check_layers, check_model, evaluating, summed
 from repro.graph import Edit, Graph, Step, Tail, program
 
 
@@ -83,15 +83,6 @@ class Cut:
         for link in links:
             link.clamp(clamp)
         return links
-
-    def activations(self, x: torch.Tensor) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
-        """Blocks of images with the activations (n, C) or (n, C, H, W) of every layer."""
-        with progress(total=len(x), desc="activations") as bar:
-            for block in self.blocks(len(x)):
-                kept: dict[str, torch.Tensor] = {}
-                self.run(x[block], lambda name, h, kept=kept: kept.setdefault(name, h))
-                yield block, kept
-                bar.update(block.stop - block.start)
 
     def total(self, function: Callable, n: int, links: Sequence[Link] = (), **how) -> torch.Tensor:
         """Sum of `function`, of a slice to a tensor, over all `blocks` of n images."""

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import densenet121, resnet18, vgg11
 from torchvision.models.feature_extraction import get_graph_node_names
 
-from repro import evaluation, models, units
+from repro import evaluation, models, units, values
 from tests import networks, plain
 
 EVERY = {name: rest for name, *rest in networks.every()}
@@ -41,7 +41,7 @@ def test_activations_are_those_that_hooks_see():
     model, x, _ = EVERY["convnet with batch norm"]
     cut = units.Cut(model, x)
     with evaluation.evaluating(model):
-        seen = [h for _, h in cut.activations(x)]
+        seen = [h for _, h in values.activations(cut, x)]
     expected = plain.activations(model, x, cut.layers)
     for name in cut.layers:
         torch.testing.assert_close(torch.cat([h[name] for h in seen]), expected[name])
