@@ -162,6 +162,7 @@ ORDER = [
     "evaluation",
     "graph",
     "units",
+    "values",
     "ablation",
     "noise",
     "selectivity",
