@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from repro.evaluation import auc as auc
-from repro.evaluation import budget, evaluating, image_scores, points, progress, score_columns, scores, sequences
+from repro.evaluation import check_scores, evaluating, image_scores, points, score_columns, scores, sequences
 from repro.graph import Tail
 from repro.units import Cut, Link, prepare
 from repro.values import clamp_values
+from repro.work import budget, progress
 
 MEMORY = 2**28  # bytes of sorted weights kept at once
 SCORED = 2**13  # images scored at once, where that takes longer to start than to do
@@ -62,7 +63,7 @@ def single_unit(
         work = partial(_single_units, chains, clamp, cut, bar, x, y)
         total = cut.total(work, len(x), [link for links in chains.values() for link in links])
     whole, change = total[:1], total[1:]
-    score_columns(whole, len(x), "model")
+    check_scores(whole, "model")
     columns = score_columns(whole + change, len(x), "value")
     columns |= {f"delta_{name}": score_columns(change, len(x), "value")[name] for name in ("loss", "accuracy")}
     return pd.concat([pd.DataFrame(cut.units, columns=["layer", "unit"]), pd.DataFrame(columns)], axis=1)
@@ -88,7 +89,7 @@ def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tens
 
     With d = g − value, ablating unit k alone gives z − mix_k(d_k): for a linear layer an outer product. Images with
     d_k = 0, such as those on which a unit is silent, keep their scores. All other pairs (unit, image) are put together,
-    unit by unit, until they fill a buffer that stays in cache, and go through the links above at once.
+    unit by unit, until they about fill a buffer that stays in cache, and go through the links above at once.
     """
     first, *rest = links
     d = first.terms(h)  # (n, C, ...)
@@ -101,7 +102,8 @@ def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tens
     images = pairs - len(y) * units
     terms = d.flatten(0, 1).index_select(0, pairs)[:, None]  # (pairs, 1, ...)
     weights = first.weight.transpose(0, 1).contiguous().transpose(0, 1).split(1, dim=1)  # C times (O, 1, ...)
-    counts, bounds = counts.tolist(), np.cumsum([0, *counts.tolist()])
+    counts = counts.tolist()
+    bounds = np.cumsum([0, *counts])
     starts = np.unique(bounds[:-1] * z[0].nbytes // room, return_index=True)[1].tolist()
     change = torch.zeros(len(d), len(intact), dtype=torch.float64, device=y.device)
     waiting, scored = [], 0
@@ -167,7 +169,7 @@ def cumulative(
             work = partial(_in_chain, links, sorted_links) if links else partial(_in_any, clamp, some)
             sums.append(cut.total(partial(work, cut, bar, x, y), len(x), links))
     total = torch.cat(sums)
-    score_columns(total[:1], len(x), "model")
+    check_scores(total[:1], "model")
     return where.assign(**score_columns(total, len(x), "value"))
 
 
@@ -195,18 +197,18 @@ def run_ablated(cut: Cut, tail: Tail, block: slice, masks, clamp, bar) -> Iterat
     image = max(tail.largest, *(shape.numel() for shape in cut.shapes.values())) * 4  # bytes
     at_once = max(1, budget(cut.device) // (image * n)) if tail.repeats else 1
     for some in zip(*(mask.split(at_once) for mask in masks.values()), strict=True):
-        now, times = dict(zip(masks, some, strict=True)), len(some[0])
+        now, copies = dict(zip(masks, some, strict=True)), len(some[0])
 
-        def clamped(name: str, h: torch.Tensor, now=now, times=times) -> torch.Tensor:
-            mask = now[name].reshape(times, 1, -1, *[1] * (h.ndim - 2))
-            return torch.where(mask, values[name], h.unflatten(0, (times, -1))).flatten(0, 1)
+        def clamped(name: str, h: torch.Tensor, now=now, copies=copies) -> torch.Tensor:
+            mask = now[name].reshape(copies, 1, -1, *[1] * (h.ndim - 2))
+            return torch.where(mask, values[name], h.unflatten(0, (copies, -1))).flatten(0, 1)
 
-        yield tail(clamped, times).unflatten(0, (times, -1))
-        bar.update(times * n)
+        yield tail(clamped, copies).unflatten(0, (copies, -1))
+        bar.update(copies * n)
 
 
 def _in_chain(links: Sequence[Link], curves, cut: Cut, bar, x, y, block: slice) -> torch.Tensor:
-    """The same where the network above the lowest layer is a chain.
+    """What `_in_any` gives, where the network above the lowest layer is a chain.
 
     The first link's z = constant + Σ_{k present} mix_k(d_k) loses the newly ablated units' terms only; d and the intact
     z are the same for all orders. The links above it have changed inputs, and run with the units present alone.
@@ -214,8 +216,8 @@ def _in_chain(links: Sequence[Link], curves, cut: Cut, bar, x, y, block: slice) 
     d = links[0].terms(cut.start(x[block], [links[0].layer]).h[links[0].layer])  # (n, C, ...)
     each = [t.transpose(0, 1).contiguous() for t in (d, links[0].sum(d))]  # (C, n, ...) and (O, n, ...)
     found = []
-    for order, present, (first, *rest) in curves:
-        own, z = (t[channels].transpose(0, 1) for t, channels in zip(each, order, strict=False))
+    for channels, present, (first, *rest) in curves:
+        own, z = (t[these].transpose(0, 1) for t, these in zip(each, channels, strict=False))
         before = anew = d.shape[1]
         for now, outputs, *above in present:
             if now <= anew / 4:  # sum anew, lest rounding errors outgrow what is left
@@ -234,22 +236,19 @@ def _in_chain(links: Sequence[Link], curves, cut: Cut, bar, x, y, block: slice) 
 def _sort(links: Sequence[Link], times: Mapping[str, np.ndarray], at: Sequence[int]):
     """The channels of a chain in the order of ablation, last first, so that those present always come first.
 
-    Returns the order of each link's channels, how many are present at each point, and the links so sorted.
+    Returns the channels of each link so sorted, how many are present at each point, and the links.
     """
-    widths = [
-        *((link.layer, link.shape[0]) for link in links),
-        (None, len(links[-1].weight)),
-    ]  # of logits none is ablated
+    widths = [(link.layer, link.shape[0]) for link in links] + [(None, len(links[-1].weight))]  # no logit is ablated
     times = [times.get(layer, np.full(width, at[-1])) for layer, width in widths]
-    order = [torch.from_numpy(np.argsort(-t, kind="stable")).to(links[0].weight.device) for t in times]
+    channels = [torch.from_numpy(np.argsort(-t, kind="stable")).to(links[0].weight.device) for t in times]
     present = [[int((t >= n).sum()) for t in times] for n in at]
     links = [
         replace(
             link,
-            weight=link.weight[out][:, own].contiguous(),
+            weight=link.weight[above][:, own].contiguous(),
             value=None if link.value is None else link.value[:, own],
-            constant=link.constant[:, out],
+            constant=link.constant[:, above],
         )
-        for link, own, out in zip(links, order[:-1], order[1:], strict=True)
+        for link, own, above in zip(links, channels[:-1], channels[1:], strict=True)
     ]
-    return order, present, links
+    return channels, present, links

@@ -14,18 +14,10 @@ import torch
 from torch import nn
 
 from repro import ablation, selectivity
-from repro.evaluation import (
-    check_integer,
-    check_scores,
-    evaluating,
-    image_scores,
-    points,
-    progress,
-    score_columns,
-    scores,
-)
+from repro.evaluation import check_integer, check_scores, evaluating, image_scores, points, score_columns, scores
 from repro.units import Cut, prepare
 from repro.values import clamp_values
+from repro.work import progress
 
 PROPERTIES = ("selectivity", "mutual_information", "importance", "l1_norm")
 

@@ -55,10 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         help="train and measure everything anew, or go on with such a run",
     )
     figures.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
-    figures.add_argument("--in-place", action="store_true", help="keep the outputs in the notebooks themselves")
+    outcome = figures.add_mutually_exclusive_group()
+    outcome.add_argument("--in-place", action="store_true", help="keep the outputs in the notebooks themselves")
+    outcome.add_argument(
+        "--tables-only", action="store_true", help="train and measure what is missing, draw nothing: needs no Jupyter"
+    )
+    outcome.add_argument("--dry-run", action="store_true", help="only say what is missing, and about how long it takes")
     figures.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     figures.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="train and measure on a Dask cluster")
-    figures.add_argument("--dry-run", action="store_true", help="only say what is missing, and about how long it takes")
     figures.add_argument(
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="another value for a parameter of the notebooks, as Python or YAML writes it",
@@ -124,7 +128,7 @@ def draw(options) -> int:
     names = list(dict.fromkeys(options.names)) or NAMES
     if options.jobs < 1:
         raise Refused(f"--jobs: expected a number from 1, got {options.jobs}")
-    if options.fresh:
+    if options.fresh or options.tables_only:
         options.parameters.append(["compute", "missing"])  # a preset may say otherwise
     parameters = chosen(names, options.preset, options.parameters)
     # A fresh run fills an empty store beside the other: interrupted, it goes on where it was, and the old results stay
@@ -141,12 +145,16 @@ def draw(options) -> int:
         if not mine:
             raise Refused("another --fresh is at work on this store; wait for it, or give this one its own REPRO_STORE")
         with environment(**surroundings):
-            results = _run_all(names, parameters, options.preset, options.jobs)
+            if options.tables_only:
+                _make_tables(names, parameters, options.jobs)
+            results = {} if options.tables_only else _run_all(names, parameters, options.preset, options.jobs)
         failed = [name for name, result in results.items() if result["error"]]
         if options.in_place and not failed:
             _keep_outputs([results[name]["output"] for name in names])
         if options.fresh and not failed:
             _merge(root, final)
+    if options.tables_only:
+        return 0
     write_scorecard(options.preset)
     _print_results(results, options.preset)
     for name in failed:
@@ -179,6 +187,14 @@ def _differs(entry: store.Entry, final: Path) -> bool:
         return False
     new, old = (store.read_tensors(path, entry.origin) for path in (entry.path, old))
     return any(not torch.equal(tensor, old[name]) for name, tensor in new.items())
+
+
+def _make_tables(names: list[str], parameters: dict[str, dict], jobs: int) -> None:
+    """Run the code of notebooks in this process, one after another; what they ask of the store is there afterwards."""
+    with environment(REPRO_JOBS=str(jobs)):
+        for name in names:
+            calls = _calls(name, parameters[name], compute="missing")
+            print(f"{name}: {len({file for call in calls for file in call.files if file.exists()})} files in the store")
 
 
 def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -> dict[str, dict]:
@@ -324,10 +340,10 @@ def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
     return 0
 
 
-def _calls(name: str, parameters: dict) -> list:
+def _calls(name: str, parameters: dict, compute: str = "nothing") -> list:
     """What a notebook asks of `measure`; parameters that fit by type, but not in value, are refused."""
     try:
-        return replay(name, parameters)
+        return replay(name, parameters, compute)
     except ValueError as error:
         raise Refused(f"{name} cannot be run with these parameters: {error}") from error
 
@@ -410,9 +426,9 @@ def _made(name: str):
 def list_notebooks(options) -> int:
     """repro list: every notebook with its first line and its parameters."""
     for name in NAMES:
-        notebook = read(name)
-        print(f"{name}: {notebook.cells[0].source.splitlines()[0].lstrip('# ')}")
-        print(f"    parameters: {', '.join(defaults(notebook))}")
+        cells = read(name)
+        print(f"{name}: {notebooks.title(cells)}")
+        print(f"    parameters: {', '.join(defaults(cells))}")
     return 0
 
 

@@ -1,26 +1,19 @@
-"""What every analysis asks of its input, how its work is shared among cores, and how logits and curves are scored."""
+"""What every analysis asks of its input, and how logits and curves are scored."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from pandas.api.types import is_numeric_dtype
 from torch import nn
-from tqdm.auto import tqdm
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-CACHE = 2**21  # bytes of a block of activations that stays in a core's cache
-
-progress = partial(tqdm, unit="image", unit_scale=True, delay=2)
 
 
 @contextlib.contextmanager
@@ -34,27 +27,6 @@ def evaluating(model: nn.Module):
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def summed(function: Callable[[slice], torch.Tensor], blocks: Sequence[slice], cores: int) -> torch.Tensor:
-    """Sum of `function` of all blocks of images, a core each: operations on a block in a core's cache are too short to be
-    shared among cores."""
-    workers, threads = min(cores, len(blocks)), torch.get_num_threads()
-    if workers == 1:
-        return sum(map(function, blocks))
-    torch.set_num_threads(threads // workers)
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            return sum(pool.map(torch.no_grad()(function), blocks))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def budget(device: torch.device | str, chained: bool = False) -> int:
-    """Bytes of an activation to work on at once: a core's cache on a chain, else 32 MB; on a GPU an eighth of what is free."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 8
-    return CACHE if chained else 16 * CACHE
 
 
 def check_model(model: nn.Module) -> nn.Module:

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from repro.evaluation import check_integer, check_scales, evaluating, progress, score_columns, scores
+from repro.evaluation import check_integer, check_scales, evaluating, score_columns, scores
 from repro.units import Cut, Link, prepare
 from repro.values import clamp_values, standard_deviations
+from repro.work import progress
 
 Draws = dict[str, torch.Tensor]  # noise of scale 1 on every layer, (n, C) or (n, C, H, W)
 Noisy = Callable[[Draws, Sequence[float]], Iterator[torch.Tensor]]  # the logits (n, classes) with noise of each scale

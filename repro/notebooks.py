@@ -23,23 +23,39 @@ class Refused(Exception):
     """A request that cannot be met; the message says why, in one line."""
 
 
-def read(name: str):
-    """A figure's notebook; refuses names that are none."""
+class Cell(NamedTuple):
+    """A cell of a notebook."""
+
+    kind: str
+    source: str
+    parameters: bool
+
+
+def read(name: str) -> list[Cell]:
+    """The cells of a figure's notebook; refuses names that are none."""
     path = FOLDER / f"{name}.ipynb"
     if name not in NAMES or not path.exists():
         raise Refused(f"unknown notebook {name!r}; expected some of {' '.join(NAMES)}")
-    return _parse(path)
+    return parse(path)
 
 
-def _parse(path: Path):
-    import nbformat
+def parse(path: Path) -> list[Cell]:
+    """The cells of a notebook, read as JSON: machines for training may lack nbformat."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [
+        Cell(cell["cell_type"], "".join(cell["source"]), "parameters" in cell["metadata"].get("tags", []))
+        for cell in cells
+    ]
 
-    return nbformat.read(path, as_version=4)
+
+def title(cells: list[Cell]) -> str:
+    """What a notebook asks: its first line."""
+    return cells[0].source.splitlines()[0].lstrip("# ")
 
 
-def defaults(notebook) -> dict:
+def defaults(cells: list[Cell]) -> dict:
     """Values in a notebook's parameters cell, a plain `name: type = value` a line."""
-    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    cell = next(cell for cell in cells if cell.parameters)
     return {
         node.target.id: ast.literal_eval(node.value)
         for node in ast.parse(cell.source).body
@@ -153,8 +169,9 @@ class Call(NamedTuple):
     options: dict
 
 
-def replay(name: str, parameters: dict) -> list[Call]:
-    """Run a notebook's code in this process without computing anything; its calls of `measure`."""
+def replay(name: str, parameters: dict, compute: str = "nothing") -> list[Call]:
+    """Run a notebook's code in this process without keeping its figure; its calls of `measure`, which compute "nothing" or
+    what is "missing"."""
     from repro import experiment
 
     calls: list[Call] = []
@@ -165,7 +182,7 @@ def replay(name: str, parameters: dict) -> list[Call]:
         panel = getattr(space.get("figure"), "_panel", None) or ""
         files = experiment.files(analysis, *arguments, **options)
         try:
-            table = whole(analysis, *arguments, **options | {"compute": "nothing"})
+            table = whole(analysis, *arguments, **options | {"compute": compute})
         except experiment.Missing as missing:
             calls.append(Call(panel, analysis, missing, files, options))
             raise
@@ -175,10 +192,10 @@ def replay(name: str, parameters: dict) -> list[Call]:
     experiment.measure = recorded
     try:
         with tempfile.TemporaryDirectory() as folder, environment(REPRO_FIGURES=folder), redirect_stdout(StringIO()):
-            for cell in read(name).cells:
-                if cell.cell_type == "code":
+            for cell in read(name):
+                if cell.kind == "code":
                     exec(compile(cell.source, f"{name}.ipynb", "exec"), space)
-                if "parameters" in cell.metadata.get("tags", []):
+                if cell.parameters:
                     space |= parameters
     finally:
         experiment.measure = whole
@@ -222,7 +239,7 @@ def referred() -> Referred:
     found = Referred()
     others = sorted(path for path in FOLDER.glob("*.ipynb") if path.stem not in NAMES)
     for path in others:
-        found.networks += _networks(defaults(_parse(path)))
+        found.networks += _networks(defaults(parse(path)))
     runs = [(name, preset) for preset in presets() for name in NAMES]
     for name, preset in tqdm(runs, desc="reading notebooks", leave=False):
         parameters = chosen([name], preset)[name]

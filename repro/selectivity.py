@@ -9,9 +9,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from repro.evaluation import check_integer, check_labels, evaluating, progress
+from repro.evaluation import check_integer, check_labels, evaluating
 from repro.units import prepare
 from repro.values import activations
+from repro.work import progress
 
 CHUNK = 2**22  # activations binned at once
 MOST_BINS = 10_000

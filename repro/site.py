@@ -12,7 +12,6 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-import nbformat
 from PIL import Image
 
 from repro import notebooks, store, widgets
@@ -81,7 +80,7 @@ PARTS = {  # a diagram's name: title and text of its part of the page
 
 def parameters() -> dict:
     """What stands in the parameters cell of notebooks/interactive.ipynb: the networks that notebook and page show."""
-    return notebooks.defaults(nbformat.read(notebooks.FOLDER / "interactive.ipynb", as_version=4))
+    return notebooks.defaults(notebooks.parse(notebooks.FOLDER / "interactive.ipynb"))
 
 
 def diagrams() -> list[Diagram]:
@@ -189,11 +188,7 @@ def _figure(path: Path) -> str:
     record = path.with_suffix(".json")
     panels = json.loads(record.read_text())["panels"] if record.exists() else {}
     notebook = notebooks.FOLDER / f"{path.stem}.ipynb"
-    title = (
-        nbformat.read(notebook, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
-        if notebook.exists()
-        else path.stem
-    )
+    title = notebooks.title(notebooks.parse(notebook)) if notebook.exists() else path.stem
     alt = ". ".join([title, *(f"{letter}: {panel['title']}" for letter, panel in panels.items())])
     with Image.open(path) as image:
         dots = image.info.get("dpi", (200, 200))[0]

@@ -22,8 +22,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from repro.evaluation import budget, check_images, check_labels, check_layers, check_model, evaluating, summed
+from repro.evaluation import check_images, check_labels, check_layers, check_model, evaluating
 from repro.graph import Edit, Graph, Step, Tail, program
+from repro.work import budget, summed
 
 
 class Cut:
@@ -90,8 +91,8 @@ class Cut:
         return summed(function, list(self.blocks(n, links, **how)), torch.get_num_threads() if parallel else 1)
 
     def blocks(self, n: int, links: Sequence[Link] = (), copies: int = 1, device: str = "") -> Iterator[slice]:
-        """Cut n images into blocks that keep to the budget of a device, by default the model's: the largest activation on
-        the way, and on a chain the largest from there on, so many times; where there are enough images, at least four."""
+        """Slices of n images whose largest activation, so many copies of it, keeps to the budget of a device, by default the
+        model's; on a chain the largest from there on fits a core's cache. At least four where there are enough images."""
         device = device or self.device
         size = max(budget(device) // (4 * self._widest * (1 if links else copies)), 8)
         if links:
@@ -114,7 +115,7 @@ def unit_layers(model: nn.Module, x: torch.Tensor) -> list[tuple[str, int]]:
 
 
 def prepare(model, x, y, layers=None) -> tuple[Cut, torch.Tensor, torch.Tensor]:
-    """Check images and labels, cut the model, and move both to its device."""
+    """The model cut; images and labels, checked, on its device."""
     cut = Cut(model, x, layers)
     return cut, x.detach().to(cut.device), check_labels(y, len(x), cut.classes).to(cut.device)
 
@@ -128,6 +129,8 @@ class Link:
 
         h = before(z),  g = after(h),  z' = mixing(g) = bias + Σ_k mix_k(g_k)
 
+    `mixing` is the model's own operations, on all channels; `mix` does without the bias, and on those channels alone that
+    `weight` holds.
     What acts on channels by themselves commutes with clamping some units of h. So with `value` = after(what each is
     clamped to) and `constant` = mixing(value), which takes one image to compute,
 
@@ -149,10 +152,10 @@ class Link:
 
     def __call__(self, z: torch.Tensor, kept: int | None = None, outputs: int | None = None) -> torch.Tensor:
         """z' (n, outputs, ...) from z (n, kept, ...) with only the first `kept` units present."""
-        return self.sum(self.terms(self.activation(z), kept), outputs)
+        return self.sum(z if kept == 0 else self.terms(self.activation(z), kept), outputs)
 
     def activation(self, z: torch.Tensor) -> torch.Tensor:
-        """h, of the shape of z."""
+        """h; pooling may have shrunk z."""
         return _composed(self.before, z)
 
     def terms(self, h: torch.Tensor, kept: int | None = None) -> torch.Tensor:
@@ -181,9 +184,10 @@ class Link:
             z.addmm_(d.flatten(1), weight.flatten(1).T, alpha=-1)
 
     def clamp(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Let ablated units be clamped to these values; a layer that loses none has no terms to leave out."""
-        h = values.get(self.layer, self.weight.new_zeros(1)).expand(1, *self.shape)
-        g = self.terms(h) if self.layer else torch.zeros_like(self.terms(h))
+        """Set `value` and `constant`; where no unit may be ablated, the value is zero and the constant the bias."""
+        h = self.activation(self.weight.new_zeros(1, *self.shape))
+        g = _composed(self.after, values[self.layer].expand_as(h) if self.layer else h)
+        g = g if self.layer else torch.zeros_like(g)
         self.value, self.constant = (g if g.any() else None), _composed(self.mixing, g)
 
 
@@ -198,13 +202,13 @@ def _extend(links: list[Link], step: Step) -> bool:
     link, module = links[-1], step.module
     if step.kind == "channel":
         link.after.append(step.run)
-    elif step.kind == "flatten":  # a linear layer's columns are counted by channel
+    elif step.kind == "flatten":  # a linear layer's columns are counted by channel; what may follow acts on each number
         link.mixing.append(step.run)
     elif step.kind == "scale" and len(links) > 1 and not (link.layer or link.after or link.mixing):
         below, scale = links[-2], (module.running_var.double() + module.eps).rsqrt()
         scale = scale if module.weight is None else scale * module.weight
         below.weight = (below.weight * scale.reshape(-1, *[1] * (below.weight.ndim - 1))).type_as(below.weight)
-        below.mixing.append(step.run)
+        below.mixing.append(step.run)  # the constant then has the shift
     elif step.kind in ("linear", "convolution"):
         link.weight = module.weight
         if step.kind == "linear":

@@ -57,6 +57,15 @@ class Untraceable(OneReLU):
         return super().forward(x)
 
 
+def pooled(before):
+    """Two convolutions, pooled before or after the nonlinearity, as in VGG; and a hidden layer."""
+    layers = []
+    for channels, outputs in ((3, 6), (6, 7)):
+        pair = [nn.MaxPool2d(2), nn.ReLU()] if before else [nn.ReLU(), nn.AvgPool2d(2)]
+        layers += [nn.Conv2d(channels, outputs, 3, padding=1), *pair]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(28, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 5))
+
+
 def randomized(model, seed=0):
     """Every parameter and statistic random; the third unit of every layer that has a bias is dead."""
     generator = torch.Generator().manual_seed(seed)
@@ -94,6 +103,8 @@ def every():
         "resnet": (models.resnet50(5, width=0.05, small_images=True), wide),
         "residual branch": (Residual(), wide),
         "one relu": (OneReLU(), (3, 2, 2)),
+        "pooled before": (pooled(before=True), wide),
+        "pooled after": (pooled(before=False), wide),
     }
     for i, (name, (model, shape)) in enumerate(kinds.items()):
         yield name, randomized(model, i), *images(shape=shape, classes=4 if name == "one relu" else 5)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 
 import nbformat
 import pandas as pd
@@ -106,6 +107,19 @@ def test_draws_a_figure_and_then_redraws_it_from_the_store(figures, capsys):
     before = {path: path.stat().st_mtime_ns for path in store.paths()}
     assert len(before) == 4 + 4  # networks and tables
     assert cli.main(["figures", "fig6", "--jobs", "1", *SMALL]) == 0
+    assert {path: path.stat().st_mtime_ns for path in store.paths()} == before
+
+
+def test_tables_can_be_made_without_jupyter_and_drawn_later(figures, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        for name in ("nbformat", "papermill", "IPython"):
+            patch.setitem(sys.modules, name, None)
+        assert cli.main(["figures", "fig6", "--tables-only", "--jobs", "1", *SMALL]) == 0
+    assert "fig6: 8 files" in capsys.readouterr().out  # networks and tables
+    assert not figures.exists()
+    before = {path: path.stat().st_mtime_ns for path in store.paths()}
+    assert cli.main(["figures", "fig6", "--jobs", "1", *SMALL]) == 0
+    assert (figures / "digits" / "fig6.png").exists()
     assert {path: path.stat().st_mtime_ns for path in store.paths()} == before
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from repro import ablation, evaluation, models, noise, selectivity, units
+from repro import ablation, evaluation, models, noise, selectivity, units, values, work
 from tests import networks, plain
 
 
@@ -117,6 +117,72 @@ def test_equals_the_plain_way(build, n):
     compare(model, *networks.images(n, (3, 2, 2), 4))
 
 
+@pytest.mark.parametrize("layers", [["1", "2"], ["2", "5"], ["1", "5", "8"], ["5"]])
+def test_pooling_layers_are_ablated_as_any_other(layers):
+    compare(networks.randomized(networks.pooled(before=False)), *networks.images(), layers)
+
+
+def test_a_prelu_of_one_slope_a_channel_is_no_part_of_a_chain():
+    model = networks.randomized(nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.PReLU(6), nn.Linear(6, 4)))
+    with torch.no_grad():
+        model[2].weight.uniform_(-1, 1)
+    x, y = networks.images(9, (3, 2, 2), 4)
+    assert units.Cut(model, x).chain("2", {"2": torch.zeros(1, 6)})  # above it
+    assert units.Cut(model, x, ["1", "2"]).chain("1", {"1": torch.zeros(1, 6)}) == []  # below it
+    compare(model, x, y, ["1", "2"])
+
+
+def test_in_double_precision_nothing_is_overwritten():
+    """A layer may hand on its input itself, and that may be the caller's."""
+    model = networks.randomized(models.mlp(12, [6, 5], 4, dropout=0.5)).double()
+    x = networks.images(20, (3, 2, 2), 4)[0].double()
+    before = x.clone()
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Flatten | nn.Dropout | nn.ReLU)]
+    with evaluation.evaluating(model):
+        cut = units.Cut(model, x, layers)
+        spread = values.standard_deviations(cut, x)
+        means = values.clamp_values(cut, "mean", x)
+    assert torch.equal(x, before) and len(layers) > 3
+    for layer, h in plain.activations(model, x, layers).items():
+        torch.testing.assert_close(spread[layer], h.std(0, correction=0, keepdim=True))
+        torch.testing.assert_close(means[layer], h.mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize("room", [1, 300, 3000])
+@pytest.mark.parametrize("build", [lambda: models.mlp(192, [9, 8], 5), lambda: networks.pooled(before=True)])
+def test_however_little_room_there_is_the_units_are_the_same(build, room, monkeypatch):
+    """Units that are silent on all images stand first, last and side by side; chunks end anywhere."""
+    model, (x, y) = networks.randomized(build()), networks.images(129)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear) and len(module.bias) > 5:
+                module.bias[[0, 3, 4, -1]] = -50.0
+    expected = ablation.single_unit(model, x, y)
+    monkeypatch.setattr(ablation, "budget", lambda *_, **__: room)
+    monkeypatch.setattr(ablation, "SCORED", 5)
+    pd.testing.assert_frame_equal(ablation.single_unit(model, x, y), expected, rtol=1e-5, atol=1e-6)
+    assert (expected.delta_loss == 0).sum() >= 8
+
+
+def test_resampled_values_are_those_of_their_images_in_every_block():
+    """The last block has one image; a network that cannot be traced has the same blocks."""
+    x, y = networks.images(129, (3, 2, 2), 4)
+    traced = networks.randomized(networks.OneReLU())
+    other = networks.Untraceable()
+    other.load_state_dict(traced.state_dict())
+    found = ablation.single_unit(traced, x, y, value="resampled")
+    with pytest.warns(UserWarning, match="hooks"):
+        hooked = ablation.single_unit(other, x, y, value="resampled")
+    pd.testing.assert_frame_equal(found, hooked, rtol=1e-5, atol=1e-6)
+    drawn = values.clamp_values(units.Cut(traced, x), "resampled", x)
+
+    def edit(layer, h):
+        return torch.cat([h[:, :8], drawn[layer][:, 8:]], 1) if layer == "relu_1" else h
+
+    loss, _ = plain.loss_and_accuracy(plain.logits(traced, x, edit), y)
+    assert found.loss.iloc[-1] == pytest.approx(loss, abs=1e-6)
+
+
 def test_the_result_of_a_hook_is_not_overwritten_in_place():
     traced, hooks = Sum(True), Sum(False)
     hooks.load_state_dict(networks.randomized(traced).state_dict())
@@ -186,7 +252,7 @@ def test_blocks_are_as_small_as_the_widest_activation_asks():
     x = torch.randn(2, 3, 32, 32)
     cut = units.Cut(Squeezed(), x, ["relu"])
     largest = max(block.stop - block.start for block in cut.blocks(10_000))
-    assert largest * 64 * 32 * 32 * 4 <= evaluation.budget("cpu")
+    assert largest * 64 * 32 * 32 * 4 <= work.budget("cpu")
     with evaluation.evaluating(cut.program.model):
         assert cut.start(x, ["relu"]).largest == 64 * 32 * 32
 

@@ -160,6 +160,7 @@ ORDER = [
     "data",
     "models",
     "evaluation",
+    "work",
     "graph",
     "units",
     "values",

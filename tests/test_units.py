@@ -149,6 +149,20 @@ def test_models_that_are_none():
         units.unit_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(2, 3, 8, 8))
 
 
+@pytest.mark.parametrize(
+    "name", ["mlp", "deep mlp", "convnet with batch norm", "convnet without", "pooled before", "pooled after"]
+)
+def test_plain_networks_are_chains(name):
+    """So that their ablation is the fast one: results alone would not tell."""
+    model, x, _ = EVERY[name]
+    cut = units.Cut(model, x)
+    with evaluation.evaluating(model):
+        zero = values.clamp_values(cut, "zero", x)
+        assert [link.layer for link in cut.chain(next(iter(cut.layers)), zero)] == list(cut.layers)
+        for layer in cut.layers:
+            assert cut.chain(layer, {layer: zero[layer]})[0].layer == layer
+
+
 def test_the_source_of_a_layer_is_on_its_branch_not_on_the_shortcut():
     x = torch.randn(2, 3, 32, 32)
     model = models.resnet50(10, width=0.125)
