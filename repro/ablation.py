@@ -64,8 +64,8 @@ def single_unit(
         total = cut.total(work, len(x), [link for links in chains.values() for link in links])
     whole, change = total[:1], total[1:]
     check_scores(whole, "model")
-    columns = score_columns(whole + change, len(x), "value")
-    columns |= {f"delta_{name}": score_columns(change, len(x), "value")[name] for name in ("loss", "accuracy")}
+    columns, deltas = (score_columns(sums, len(x), "value") for sums in (whole + change, change))
+    columns |= {f"delta_{name}": deltas[name] for name in ("loss", "accuracy")}
     return pd.concat([pd.DataFrame(cut.units, columns=["layer", "unit"]), pd.DataFrame(columns)], axis=1)
 
 
@@ -165,8 +165,10 @@ def cumulative(
         sums = []
         for first in range(0, len(curves), at_once):
             some = curves[first : first + at_once]
-            sorted_links = [_sort(links, *curve) for curve in some] if links else []
-            work = partial(_in_chain, links, sorted_links) if links else partial(_in_any, clamp, some)
+            if links:
+                work = partial(_in_chain, links, [_sort(links, *curve) for curve in some])
+            else:
+                work = partial(_in_any, clamp, _masks(cut, some))
             sums.append(cut.total(partial(work, cut, bar, x, y), len(x), links))
     total = torch.cat(sums)
     check_scores(total[:1], "model")
@@ -181,10 +183,14 @@ def _times(cut: Cut, order: Sequence[tuple[str, int]]) -> dict[str, np.ndarray]:
     return times
 
 
-def _in_any(clamp: Mapping[str, torch.Tensor], curves, cut: Cut, bar, x, y, block: slice) -> torch.Tensor:
+def _masks(cut: Cut, curves) -> dict[str, torch.Tensor]:
+    """Which units are ablated at each point of each curve: {layer: bool (points, C)}."""
+    masks = {name: [times[name] < at[:, None] for times, at in curves] for name in cut.layers}
+    return {name: torch.from_numpy(np.concatenate(mask)).to(cut.device) for name, mask in masks.items()}
+
+
+def _in_any(clamp, masks: dict[str, torch.Tensor], cut: Cut, bar, x, y, block: slice) -> torch.Tensor:
     """Scores of a block of images at all points of all curves, (points, 2), in any network."""
-    masks = {name: np.concatenate([times[name] < at[:, None] for times, at in curves]) for name in cut.layers}
-    masks = {name: torch.from_numpy(mask).to(cut.device) for name, mask in masks.items()}
     runs = run_ablated(cut, cut.start(x[block]), block, masks, clamp, bar)
     return torch.cat([scores(logits, y[block]) for logits in runs]).cpu()
 

@@ -60,9 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     outcome.add_argument(
         "--tables-only", action="store_true", help="train and measure what is missing, draw nothing: needs no Jupyter"
     )
-    outcome.add_argument("--dry-run", action="store_true", help="only say what is missing, and about how long it takes")
     figures.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     figures.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="train and measure on a Dask cluster")
+    figures.add_argument("--dry-run", action="store_true", help="only say what is missing, and about how long it takes")
     figures.add_argument(
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="another value for a parameter of the notebooks, as Python or YAML writes it",
@@ -147,7 +147,9 @@ def draw(options) -> int:
         with environment(**surroundings):
             if options.tables_only:
                 _make_tables(names, parameters, options.jobs)
-            results = {} if options.tables_only else _run_all(names, parameters, options.preset, options.jobs)
+                results = {}
+            else:
+                results = _run_all(names, parameters, options.preset, options.jobs)
         failed = [name for name, result in results.items() if result["error"]]
         if options.in_place and not failed:
             _keep_outputs([results[name]["output"] for name in names])

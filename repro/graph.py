@@ -23,6 +23,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from repro.evaluation import BATCH_NORM
+
 NONLINEARITIES = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Softplus, nn.Hardswish, nn.Hardtanh, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh),
@@ -80,7 +82,7 @@ def _kind(module: nn.Module | None, function: str, args: tuple, shape: torch.Siz
         return "linear"
     if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros":
         return "convolution"
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+    if isinstance(module, BATCH_NORM):
         return "scale"
     flatten = isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
     if flatten or (function == "flatten" and args == (1,)):

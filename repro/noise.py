@@ -31,9 +31,8 @@ def sweep(
 ) -> pd.DataFrame:
     """Loss and accuracy with zero-mean Gaussian noise added to all units of all layers.
 
-    Every image, unit and position gets its own draw, after the nonlinearity, with standard deviation `scale` times that
-    of the unit. The paper leaves open whether its axis multiplies the variance or the standard deviation; here the
-    latter.
+    Every image, unit and position gets its own draw, after the nonlinearity, with standard deviation `scale` times that of the
+    unit. The paper leaves open whether its axis multiplies the variance or the standard deviation; here the latter.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from torch import nn
 
 from repro.evaluation import check_integer, check_labels, evaluating
 from repro.units import prepare
-from repro.values import activations
+from repro.values import activations, over_positions
 from repro.work import progress
 
 CHUNK = 2**22  # activations binned at once
@@ -160,7 +160,7 @@ def table(model: nn.Module, x: torch.Tensor, y: torch.Tensor, layers: Sequence[s
     with evaluating(model):
         for block, found in activations(cut, x):
             for name, h in found.items():
-                pooled[name][:, block] = (h if h.ndim == 2 else h.mean((2, 3))).T.cpu()
+                pooled[name][:, block] = over_positions(h).flatten(1).T.cpu()
     tables = []
     for name, a in pooled.items():
         with np.errstate(invalid="ignore"):

@@ -40,7 +40,7 @@ def clamp_values(
         return {name: torch.zeros(one, dtype=cut.dtype, device=cut.device) for name, one in ones.items()}
     if value == "resampled":
         return _resampled(cut, x_fit, len(x))
-    means = _means(cut, x_fit, _over_positions if value == "mean" else lambda h: h)
+    means = _means(cut, x_fit, over_positions if value == "mean" else lambda h: h)
     return {name: mean.to(cut.dtype) for name, mean in means.items()}
 
 
@@ -58,7 +58,7 @@ def _resampled(cut: Cut, x_fit: torch.Tensor, n: int) -> dict[str, torch.Tensor]
 def standard_deviations(cut: Cut, x: torch.Tensor, x_fit: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Spread of every unit over images and positions: {layer: (1, C) or (1, C, 1, 1)}."""
     moments = _means(
-        cut, check_fit(x_fit, x), lambda h: torch.stack([_over_positions(h), _over_positions(h.square())], 1)
+        cut, check_fit(x_fit, x), lambda h: torch.stack([over_positions(h), over_positions(h.square())], 1)
     )
     found = {}
     for name, both in moments.items():
@@ -76,6 +76,6 @@ def _means(cut: Cut, x: torch.Tensor, function: Callable[[torch.Tensor], torch.T
     return {name: total / len(x) for name, total in totals.items()}
 
 
-def _over_positions(h: torch.Tensor) -> torch.Tensor:
-    """(n, C) or (n, C, 1, 1)"""
+def over_positions(h: torch.Tensor) -> torch.Tensor:
+    """Activations, those of feature maps averaged over space: (n, C) or (n, C, 1, 1)."""
     return h if h.ndim == 2 else h.mean((2, 3), keepdim=True)
