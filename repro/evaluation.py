@@ -14,19 +14,41 @@ from pandas.api.types import is_numeric_dtype
 from torch import nn
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CUDNN, BLAS, CPU = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
+PRODUCTS = (CUDNN.conv, CUDNN.rnn, BLAS.matmul, CPU.conv, CPU.matmul)  # whose factors torch may shorten
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module):
-    """Eval mode without gradients; every module's own mode is restored afterwards."""
+    """Eval mode without gradients, float32 as it is; every module's own mode is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), whole_products():
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def whole_products():
+    """Products of float32 numbers in full: on a GPU convolutions shorten their factors to 10 bits (TF32) by default, matrix
+    products where asked, and what ablation changes would drown in the rounding."""
+    asked, each = torch.get_float32_matmul_precision(), [kind.fp32_precision for kind in PRODUCTS]
+    _set_precision("highest", ["ieee"] * len(PRODUCTS))
+    try:
+        yield
+    finally:
+        _set_precision(asked, each)
+
+
+def _set_precision(asked: str, each: Sequence[str]) -> None:
+    """Torch's newer switches; and its older ones, which have to agree with them when anybody reads those."""
+    torch.set_float32_matmul_precision(asked)
+    CUDNN.allow_tf32 = "tf32" in each[:2]
+    for kind, precision in zip(PRODUCTS, each, strict=True):
+        kind.fp32_precision = precision
 
 
 def check_model(model: nn.Module) -> nn.Module:

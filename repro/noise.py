@@ -71,8 +71,8 @@ def sweep(
                     bar.update(len(logits))
             return torch.stack(found).cpu()
 
-        # Each block has draws of its own: the same blocks on every device, however much memory it has.
-        sums = cut.total(work, len(x), links if linear else (), copies=len(cut.layers), device="cpu")
+        # Each block has draws of its own: the same blocks on every GPU, however much memory is free.
+        sums = cut.total(work, len(x), links if linear else (), copies=len(cut.layers), always=True)
     where = {"repeat": np.repeat(np.arange(repeats), len(scales)), "scale": np.tile(scales, repeats)}
     return pd.DataFrame(where | score_columns(sums, len(x), "scales"))
 

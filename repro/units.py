@@ -90,14 +90,13 @@ class Cut:
         parallel = self.device.type == "cpu" and isinstance(self.program, Graph)
         return summed(function, list(self.blocks(n, links, **how)), torch.get_num_threads() if parallel else 1)
 
-    def blocks(self, n: int, links: Sequence[Link] = (), copies: int = 1, device: str = "") -> Iterator[slice]:
-        """Slices of n images whose largest activation, so many copies of it, keeps to the budget of a device, by default the
-        model's; on a chain the largest from there on fits a core's cache. At least four where there are enough images."""
-        device = device or self.device
-        size = max(budget(device) // (4 * self._widest * (1 if links else copies)), 8)
+    def blocks(self, n: int, links: Sequence[Link] = (), copies: int = 1, always: bool = False) -> Iterator[slice]:
+        """Slices of n images whose largest activation, so many copies of it, keeps to the budget, what there is now or
+        `always`; on a chain the largest from there on fits a core's cache. At least four where there are enough images."""
+        size = max(budget(self.device, always=always) // (4 * self._widest * (1 if links else copies)), 8)
         if links:
             largest = max(shape.numel() for shape in [*self.shapes.values(), *(link.shape for link in links)])
-            size = min(size, max(budget(device, chained=True) // (4 * largest * copies), 32))
+            size = min(size, max(budget(self.device, True, always) // (4 * largest * copies), 32))
         size = min(size, 8192, max(math.ceil(n / 4), 128))
         yield from (slice(first, min(first + size, n)) for first in range(0, n, size))
 

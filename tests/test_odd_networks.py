@@ -252,17 +252,9 @@ def test_blocks_are_as_small_as_the_widest_activation_asks():
     x = torch.randn(2, 3, 32, 32)
     cut = units.Cut(Squeezed(), x, ["relu"])
     largest = max(block.stop - block.start for block in cut.blocks(10_000))
-    assert largest * 64 * 32 * 32 * 4 <= work.budget("cpu")
+    assert largest * 64 * 32 * 32 * 4 <= work.budget(cut.device)
     with evaluation.evaluating(cut.program.model):
         assert cut.start(x, ["relu"]).largest == 64 * 32 * 32
-
-
-def test_draws_do_not_depend_on_the_device_and_its_memory(monkeypatch):
-    cut = units.Cut(networks.randomized(models.convnet([8, 8], [1, 1], 3)), torch.randn(2, 3, 8, 8))
-    expected = list(cut.blocks(5000, device="cpu"))
-    cut.device = torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**22, 2**36))
-    assert list(cut.blocks(5000, device="cpu")) == expected != list(cut.blocks(5000))
 
 
 def test_small_losses_are_exact():
