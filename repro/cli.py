@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="repro", description="Reproduce every figure of Morcos et al. (2018).")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    device = {"choices": ("auto", "cpu", "cuda"), "default": os.environ.get("REPRO_DEVICE", "auto")}
 
     figures = commands.add_parser("figures", help="run the notebooks and draw their figures")
     figures.add_argument("names", nargs="*", metavar="NAME", help=f"notebooks, by default all: {' '.join(NAMES)}")
@@ -54,13 +55,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train and measure everything anew, or go on with such a run",
     )
-    figures.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    figures.add_argument("--jobs", type=int, help="processes (default: one a core; on a GPU one, which shares it out)")
     outcome = figures.add_mutually_exclusive_group()
     outcome.add_argument("--in-place", action="store_true", help="keep the outputs in the notebooks themselves")
     outcome.add_argument(
         "--tables-only", action="store_true", help="train and measure what is missing, draw nothing: needs no Jupyter"
     )
-    figures.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    figures.add_argument("--device", **device)
     figures.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="train and measure on a Dask cluster")
     figures.add_argument("--dry-run", action="store_true", help="only say what is missing, and about how long it takes")
     figures.add_argument(
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the network's output for each class (default: one a class, in order)",
     )  # fmt: skip
     own.add_argument("--images", type=int, help="measure at most so many images of each split")
-    own.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    own.add_argument("--device", **device)
     own.set_defaults(run=measure_own)
 
     stored = commands.add_parser("store", help="look after the stored networks and tables")
@@ -126,8 +127,7 @@ def integers(text: str) -> list[int]:
 def draw(options) -> int:
     """Run notebooks as processes side by side, then write the scorecard and say what came out."""
     names = list(dict.fromkeys(options.names)) or NAMES
-    if options.jobs < 1:
-        raise Refused(f"--jobs: expected a number from 1, got {options.jobs}")
+    jobs = _processes(options)
     if options.fresh or options.tables_only:
         options.parameters.append(["compute", "missing"])  # a preset may say otherwise
     parameters = chosen(names, options.preset, options.parameters)
@@ -146,10 +146,10 @@ def draw(options) -> int:
             raise Refused("another --fresh is at work on this store; wait for it, or give this one its own REPRO_STORE")
         with environment(**surroundings):
             if options.tables_only:
-                _make_tables(names, parameters, options.jobs)
+                _make_tables(names, parameters, jobs)
                 results = {}
             else:
-                results = _run_all(names, parameters, options.preset, options.jobs)
+                results = _run_all(names, parameters, options.preset, jobs)
         failed = [name for name, result in results.items() if result["error"]]
         if options.in_place and not failed:
             _keep_outputs([results[name]["output"] for name in names])
@@ -163,6 +163,21 @@ def draw(options) -> int:
         what = f"{name} failed: {results[name]['error']}\n  what it had drawn: {results[name]['output']}"
         print(f"\n{what}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _processes(options) -> int:
+    """How many processes work side by side. On a GPU the default is one: it trains MLPs together, and has all the memory."""
+    from repro.training import device
+
+    try:
+        with environment(REPRO_DEVICE=options.device):
+            gpu = not (options.scheduler or os.environ.get("REPRO_SCHEDULER")) and device().type == "cuda"
+    except ValueError as error:
+        raise Refused(str(error).replace("REPRO_DEVICE", "--device")) from error
+    jobs = (1 if gpu else os.cpu_count() or 1) if options.jobs is None else options.jobs
+    if jobs < 1:
+        raise Refused(f"--jobs: expected a number from 1, got {jobs}")
+    return jobs
 
 
 def _merge(fresh: Path, final: Path) -> None:

@@ -244,14 +244,15 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
     title = f"{missing[0].analysis}, {missing[0].recipe.model} on {missing[0].recipe.dataset}"
     _tell("planned", len(missing))
     with tqdm(total=len(missing), unit="table", desc=title, delay=1) as bar:
-        if os.environ.get("REPRO_SCHEDULER") or (jobs > 1 and len(groups) > 1):
+        cluster = os.environ.get("REPRO_SCHEDULER")
+        if not cluster and device().type == "cuda":  # on a CPU each network trains alone, on a core of its own
+            _train_together(groups)
+        if cluster or (jobs > 1 and len(groups) > 1):
             with _workers(jobs) as surroundings:
                 tasks = (joblib.delayed(_compute_network)(group, surroundings) for group in groups.values())
                 for done in joblib.Parallel(return_as="generator_unordered")(tasks):
                     bar.update(done)
             return
-        if device().type == "cuda":  # on a CPU each network trains alone, on a core of its own
-            _train_together(groups)
         queue, passed = deque(groups.values()), 0
         while queue:
             group = queue.popleft()

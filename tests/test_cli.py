@@ -8,6 +8,7 @@ import sys
 import nbformat
 import pandas as pd
 import pytest
+import torch
 
 from repro import cli, experiment, notebooks, store
 from repro.training import Recipe
@@ -50,6 +51,7 @@ def figures(tmp_path, monkeypatch):
         (["figures", "fig1", "-p", "mlp", "{}"], "'dataset'"),
         (["figures", "fig1", "-p", "orders", "[1,"], "no YAML"),
         (["figures", "fig1", "--jobs", "0"], "--jobs"),
+        (["figures", "fig1", "--device", "cuda"], "--device: asks for cuda, but torch finds no GPU here"),
         (["report", "--preset", "huge"], "unknown preset 'huge'"),
         (["report", "--preset", "../digits"], "unknown preset"),
         (["report"], "no scorecard"),
@@ -66,6 +68,15 @@ def test_refuses_in_one_line(arguments, words, figures, monkeypatch, capsys):
     message = capsys.readouterr().err
     assert words in message
     assert message.count("\n") == 1
+
+
+def test_one_process_on_a_gpu_unless_asked(monkeypatch):
+    monkeypatch.setattr(cli.os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device, arguments, expected in [("cpu", [], 7), ("auto", [], 1), ("auto", ["--jobs", "3"], 3)]:
+        monkeypatch.setenv("REPRO_DEVICE", device)
+        assert cli._processes(cli._parser().parse_args(["figures", *arguments])) == expected
+    assert cli._processes(cli._parser().parse_args(["figures", "--scheduler", "tcp://there:1"])) == 7
 
 
 def test_preset_with_an_unknown_name_or_a_wrong_type_is_refused(tmp_path, monkeypatch):
