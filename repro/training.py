@@ -246,7 +246,7 @@ class Run:
         self.model.train()
         devices = [] if cpu else [self.device]
         recording = activations(self.model) if recipe.alpha else contextlib.nullcontext()
-        with one_thread() if cpu else contextlib.nullcontext(), torch.random.fork_rng(devices), recording as hidden:
+        with one_thread() if cpu else fastest(), torch.random.fork_rng(devices), recording as hidden:
             torch.manual_seed(recipe.stream("dropout") + self.epoch)
             for step in range(self.steps):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -451,6 +451,17 @@ def one_thread():
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def fastest():
+    """A GPU convolves in the way that it finds fastest for each shape."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def train(recipe: Recipe) -> nn.Module:
