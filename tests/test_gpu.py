@@ -9,7 +9,7 @@ import torch
 from repro import experiment, models, noise, training, units
 from repro.analyses import ANALYSES
 from repro.evaluation import PRODUCTS, whole_products
-from repro.training import Group, Recipe, Run
+from repro.training import Group, Recipe, Run, fastest
 from tests import networks
 from tests.pretended import GPU, gpu
 
@@ -84,6 +84,15 @@ def test_training(recipe):
         found = [_trained(run).network(), _trained(resumed).network()]
     for network in found:
         assert all(torch.equal(a, b) for a, b in zip(network.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_machine_that_cannot_compile_trains_all_the_same():
+    def no_compiler(*_):
+        raise RuntimeError("no Triton here")
+
+    model, x = models.convnet([4] * 11, classes=4).eval(), torch.randn(2, 3, 8, 8)
+    with fastest():
+        assert torch.equal(torch.compile(model, backend=no_compiler)(x), model(x))
 
 
 def test_training_together():
