@@ -49,5 +49,5 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 notebooks: $(INSTALLED)  ## run the notebooks in place, so that they are committed with their outputs
 	$(BIN)/repro figures --in-place
 
-clean:  ## remove the virtual environment and locks; results stay
+clean:  ## remove the virtual environment, locks, and states of unfinished training; results stay
 	rm -rf $(VENV) data/work

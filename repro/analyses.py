@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from repro import ablation, beyond, data, noise, selectivity, units
 from repro.data import Dataset
-from repro.evaluation import evaluating, score_columns, scores
+from repro.evaluation import check_integer, check_labels, evaluating, score_columns, scores
 
 IMAGES = ("model", "x", "y", "x_test", "y_test", "x_fit")  # what an analysis is handed, beside its options
 LONG = 10  # seconds from which on a measurement is announced
@@ -107,8 +107,7 @@ def measure_model(
     """
     wanted = _with_options(analyses)
     dataset, train, test = _images_of(data, images)
-    any_labels = torch.arange(len(train[0])) % 2  # whether the real ones fit is asked next
-    cut, *_ = units.prepare(model, train[0], any_labels, layers)
+    cut = units.Cut(model, train[0], layers)
     train, test = (_relabelled(part, dataset, cut.classes, outputs) for part in (train, test))
     parts = {
         name: (*train, *test) if ANALYSES[name].both_splits else test if name in ON_TEST_IMAGES else train
@@ -132,8 +131,11 @@ def measure_model(
 
 def _with_options(analyses: str | Iterable[str] | Mapping[str, dict]) -> dict[str, dict]:
     """{analysis: its options}, checked."""
-    names = [analyses] if isinstance(analyses, str) else analyses
-    given = names if isinstance(names, Mapping) else {name: {} for name in names}
+    names = [analyses] if isinstance(analyses, str) else list(analyses) if isinstance(analyses, Iterable) else [None]
+    options = analyses.values() if isinstance(analyses, Mapping) else ()
+    if not all(isinstance(name, str) for name in names) or not all(isinstance(some, Mapping) for some in options):
+        raise ValueError(f"analyses: expected names, or a dict of name to a dict of options, got {analyses!r}")
+    given = analyses if isinstance(analyses, Mapping) else {name: {} for name in names}
     wanted = {name: OWN.get(name, {}) | dict(options) for name, options in given.items()}
     if not wanted:
         raise ValueError(f"analyses: expected some of {', '.join(ANALYSES)}, got none")
@@ -157,6 +159,7 @@ def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | No
     """Images with labels that count the model's outputs."""
     x, y = part
     classes = len(dataset.classes)
+    y = check_labels(y, len(x), classes)
     if outputs is None and logits == classes:
         return x, y
     if outputs is None:
@@ -164,12 +167,12 @@ def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | No
             f"outputs: {dataset.name} has {classes} classes ({', '.join(dataset.classes[:5])}{', …' * (classes > 5)}), the "
             f"model {logits} outputs; pass a model with {classes}, or outputs=[…], the model's output for each class"
         )
-    right = len(outputs) == classes == len(set(outputs)) and all(
-        isinstance(i, int | np.integer) and 0 <= i < logits for i in outputs
-    )
+    listed = list(outputs) if isinstance(outputs, Iterable) else []
+    integers = all(isinstance(i, int | np.integer) and 0 <= i < logits for i in listed)
+    right = integers and len(listed) == classes == len(set(listed))
     if not right:
         raise ValueError(f"outputs: expected {classes} different integers from 0 to {logits - 1}, got {outputs!r}")
-    return x, torch.as_tensor(outputs)[y]
+    return x, torch.as_tensor(listed)[y]
 
 
 def _most_seconds(cut: units.Cut, analysis: str, x: torch.Tensor, options: Mapping) -> float:
@@ -190,7 +193,7 @@ def _most_seconds(cut: units.Cut, analysis: str, x: torch.Tensor, options: Mappi
         return sum(n * run_from([layer]) for layer, n in cut.layers.items())
     known = inspect.signature(ANALYSES[analysis].function).parameters
     counts = [options.get(name, known[name].default) for name in POINTS if name in known]
-    return run_from(None) * math.prod(n if isinstance(n, int) else len(n) for n in counts)
+    return run_from(None) * math.prod(n if isinstance(n, int | np.integer) else np.size(n) for n in counts)
 
 
 def _duration(seconds: float) -> str:
@@ -202,8 +205,8 @@ def _duration(seconds: float) -> str:
 
 def check_count(argument: str, value) -> None:
     """Refuse what is neither None nor an integer >= 1."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"{argument}: expected an integer >= 1 or None, got {value!r}")
+    if value is not None:
+        check_integer(argument, value, 1)
 
 
 def check_options(analysis, options) -> None:

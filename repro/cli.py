@@ -29,8 +29,14 @@ from repro.notebooks import NAMES, Refused, chosen, defaults, environment, read,
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 something failed, 2 the request was wrong."""
     options = _parser().parse_args(arguments)
+    for name in ("REPRO_STORE", "REPRO_FIGURES", "REPRO_DATA"):  # the same folders for processes that work elsewhere
+        if os.environ.get(name):
+            os.environ[name] = os.path.abspath(os.environ[name])
     try:
         return options.run(options)
+    except BrokenPipeError:  # `repro store ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (Refused, store.Damaged, OSError) as error:
         print(f"repro: {error}", file=sys.stderr)
         return 2 if isinstance(error, Refused) else 1
@@ -66,11 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--dry-run", action="store_true", help="only say what is missing, and about how long it takes")
     figures.add_argument(
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="another value for a parameter of the notebooks, as Python or YAML writes it",
+        help="another value for a parameter of the notebooks, as YAML writes it",
     )  # fmt: skip
     figures.set_defaults(run=draw)
 
-    listing = commands.add_parser("list", help="notebooks, their panels and parameters")
+    listing = commands.add_parser("list", help="notebooks, what they ask, and their parameters")
     listing.set_defaults(run=list_notebooks)
 
     report = commands.add_parser("report", help="print the scorecard")
@@ -79,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     own = commands.add_parser("measure", help="measure a network of your own")
     own.add_argument("model", metavar="MODULE:FUNCTION", help="a function that returns the network, an nn.Module")
-    own.add_argument("--data", required=True, help="folder:PATH, or digits, mnist, fashion_mnist, cifar10")
+    own.add_argument("--data", required=True, help="folder:PATH, or digits, mnist, fashion_mnist, cifar10, imagenet")
     own.add_argument(
         "--analysis", type=names, default="single-unit,cumulative,noise,selectivity",
         help="by commas (default: single-unit,cumulative,noise,selectivity)",
@@ -131,6 +137,8 @@ def draw(options) -> int:
     if options.fresh or options.tables_only:
         options.parameters.append(["compute", "missing"])  # a preset may say otherwise
     parameters = chosen(names, options.preset, options.parameters)
+    if options.in_place and any(parameters.values()):
+        raise Refused("--in-place: notebooks keep the outputs of their own parameters; leave out --preset and -p")
     # A fresh run fills an empty store beside the other: interrupted, it goes on where it was, and the old results stay
     # until the new ones are complete.
     final = store.root()
@@ -146,72 +154,105 @@ def draw(options) -> int:
             raise Refused("another --fresh is at work on this store; wait for it, or give this one its own REPRO_STORE")
         with environment(**surroundings):
             if options.tables_only:
-                _make_tables(names, parameters, jobs)
-                results = {}
+                results = _make_tables(names, parameters, jobs)
             else:
                 results = _run_all(names, parameters, options.preset, jobs)
-        failed = [name for name, result in results.items() if result["error"]]
+            failed = [name for name, result in results.items() if result["error"]]
+            made = _asked(names, parameters) if options.fresh and not failed else set()
         if options.in_place and not failed:
             _keep_outputs([results[name]["output"] for name in names])
         if options.fresh and not failed:
-            _merge(root, final)
-    if options.tables_only:
-        return 0
-    write_scorecard(options.preset)
-    _print_results(results, options.preset)
+            _merge(made, root, final)
+    if not options.tables_only:
+        write_scorecard(options.preset)
+        _print_results(results, options.preset)
     for name in failed:
-        what = f"{name} failed: {results[name]['error']}\n  what it had drawn: {results[name]['output']}"
-        print(f"\n{what}", file=sys.stderr)
+        drawn = f"\n  what it had drawn: {results[name]['output']}" if "output" in results[name] else ""
+        print(f"\n{name} failed: {results[name]['error']}{drawn}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _processes(options) -> int:
     """How many processes work side by side. On a GPU the default is one: it trains MLPs together, and has all the memory."""
-    from repro.training import device
-
-    try:
-        with environment(REPRO_DEVICE=options.device):
-            gpu = not (options.scheduler or os.environ.get("REPRO_SCHEDULER")) and device().type == "cuda"
-    except ValueError as error:
-        raise Refused(str(error).replace("REPRO_DEVICE", "--device")) from error
+    gpu = not (options.scheduler or os.environ.get("REPRO_SCHEDULER")) and _device(options).type == "cuda"
     jobs = (1 if gpu else os.cpu_count() or 1) if options.jobs is None else options.jobs
     if jobs < 1:
         raise Refused(f"--jobs: expected a number from 1, got {jobs}")
     return jobs
 
 
-def _merge(fresh: Path, final: Path) -> None:
-    """Let the files of one store replace those of another. Where a network came out differently, as on another machine,
-    tables of the old one are not kept beside the new one."""
-    made = map(store.read_entry, fresh.glob("checkpoints/*.safetensors"))
-    changed = {_key(entry) for entry in made if _differs(entry, final)}
-    for path in (final / "results").glob("*.parquet") if changed else []:
-        if _key(store.read_entry(path)) in changed:
+def _device(options):
+    """The device that --device, or REPRO_DEVICE, asks for."""
+    from repro.training import device
+
+    try:
+        with environment(REPRO_DEVICE=options.device):
+            return device()
+    except ValueError as error:
+        raise Refused(str(error).replace("REPRO_DEVICE", "--device")) from error
+
+
+def _make_folder(path: Path) -> None:
+    """The folder of --out, before anything is computed that could then not be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--out: expected a folder that can be made, got {str(path)!r} ({error.strerror})") from error
+
+
+def _asked(names: list[str], parameters: dict[str, dict]) -> set[Path]:
+    """The files of the store that these notebooks read, as far as they are there."""
+    return {file for name in names for call in _calls(name, parameters[name]) for file in call.files if file.exists()}
+
+
+def _merge(files: set[Path], fresh: Path, final: Path) -> None:
+    """Let files of a fresh store replace those of another. Where a network came out differently, as on another machine, what
+    was made of the old one is not kept beside the new one. What another, interrupted run left in the fresh store stays."""
+    changed = {_key(entry) for entry in map(store.read_entry, files) if _differs(entry, final)}
+    new, stale = {path.name for path in files}, 0
+    for path in [*final.glob("results/*.parquet"), *final.glob("checkpoints/*.safetensors")] if changed else []:
+        if path.name not in new and _key(store.read_entry(path)) in changed:
             path.unlink()
-    for kind in ("checkpoints", "results"):
-        (final / kind).mkdir(parents=True, exist_ok=True)
-        for path in fresh.glob(f"{kind}/*"):
-            os.replace(path, final / kind / path.name)
-    shutil.rmtree(fresh)
+            stale += 1
+    if stale:
+        print(f"{stale} files made of networks that came out differently here were removed", file=sys.stderr)
+    for path in files:
+        (final / path.parent.name).mkdir(parents=True, exist_ok=True)
+        os.replace(path, final / path.parent.name / path.name)
+    if not any(fresh.glob("*/*.parquet")) and not any(fresh.glob("*/*.safetensors")):
+        shutil.rmtree(fresh)
 
 
 def _differs(entry: store.Entry, final: Path) -> bool:
-    """Whether a store holds this network with other weights."""
+    """Whether a store holds this network, or this table, with other numbers."""
     import torch
 
-    old = final / "checkpoints" / entry.path.name
+    old = final / entry.path.parent.name / entry.path.name
     if not old.exists():
         return False
+    if old.suffix == ".parquet":
+        if (final / "checkpoints" / f"{_key(entry)}.safetensors").exists():  # then the network itself tells
+            return False
+        (new, _), (old, _) = (store.read_columns(path, entry.origin) for path in (entry.path, old))
+        return not new.equals(old)
     new, old = (store.read_tensors(path, entry.origin) for path in (entry.path, old))
     return any(not torch.equal(tensor, old[name]) for name, tensor in new.items())
 
 
-def _make_tables(names: list[str], parameters: dict[str, dict], jobs: int) -> None:
+def _make_tables(names: list[str], parameters: dict[str, dict], jobs: int) -> dict[str, dict]:
     """Run the code of notebooks in this process, one after another; what they ask of the store is there afterwards."""
+    results = {}
     with environment(REPRO_JOBS=str(jobs)):
         for name in names:
-            calls = _calls(name, parameters[name], compute="missing")
-            print(f"{name}: {len({file for call in calls for file in call.files if file.exists()})} files in the store")
+            try:
+                _calls(name, parameters[name], compute="missing")
+                print(f"{name}: {len(_asked([name], parameters))} files in the store")
+                results[name] = {"error": ""}
+            except Refused:
+                raise
+            except Exception as error:  # as where each notebook has a process, the others still run
+                results[name] = {"error": f"{type(error).__name__}: {error}"}
+    return results
 
 
 def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -> dict[str, dict]:
@@ -236,6 +277,7 @@ def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: i
             while waiting and len(running) < at_once:
                 name = waiting.pop(0)
                 output = folder / f"{name}.ipynb"
+                output.unlink(missing_ok=True)  # what an earlier run left would be taken for this one's
                 running[name] = _start(name, output, parameters[name], environment), time.monotonic(), output
             for name, (process, start, output) in list(running.items()):
                 if process.poll() is not None:
@@ -331,27 +373,27 @@ def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
     from repro import training
     from repro.experiment import Missing
 
-    networks, tables = {}, 0
+    networks, tables = {}, set()
     for name in tqdm(names, desc="reading notebooks", leave=False):
-        missing = [call.table for call in _calls(name, parameters[name]) if isinstance(call.table, Missing)]
-        new = dict.fromkeys(recipe for m in missing for recipe in m.networks if recipe not in networks)
-        count = sum(len(m.tables) for m in missing)
-        print(f"{name:6} {len(new):4} networks to train, {count:4} tables to measure")
+        calls = [call for call in _calls(name, parameters[name]) if isinstance(call.table, Missing)]
+        new = dict.fromkeys(recipe for call in calls for recipe in call.table.networks if recipe not in networks)
+        files = {file for call in calls for file in call.files if file.suffix == ".parquet" and not file.exists()}
+        print(f"{name:6} {len(new):4} networks to train, {len(files - tables):4} tables to measure")
         networks |= new
-        tables += count
+        tables |= files
     seconds, known = 0.0, {}
     for recipe in networks:  # networks that differ in seed and corruption alone take equally long
         like = training.Recipe(**asdict(recipe) | {"seed": 0, "corruption": 0.0})
         try:
             if like not in known:
                 known[like] = training.estimate(like)
-        except ValueError as error:  # its data set is not here
+        except (ValueError, FloatingPointError) as error:  # its data set is not here; or it diverges
             raise Refused(
                 f"{len(networks)} networks are missing, how long they take cannot be told: {error}"
             ) from error
         seconds += known[like]
     print(
-        f"in all {len(networks)} networks and at least {tables} tables; "
+        f"in all {len(networks)} networks and at least {len(tables)} tables; "
         f"training takes about {seconds / 60:.1f} core-minutes"
     )
     return 0
@@ -361,25 +403,32 @@ def _calls(name: str, parameters: dict, compute: str = "nothing") -> list:
     """What a notebook asks of `measure`; parameters that fit by type, but not in value, are refused."""
     try:
         return replay(name, parameters, compute)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise Refused(f"{name} cannot be run with these parameters: {error}") from error
 
 
 def write_tables(options) -> int:
     """repro export: the tables behind each panel as CSV."""
+    import pandas as pd
+
     from repro.experiment import Missing
 
-    options.out.mkdir(parents=True, exist_ok=True)
+    _make_folder(options.out)
     calls = _calls(options.name, chosen([options.name], options.preset)[options.name])
-    for panel, analysis, table, _, chosen_options in calls:
+    tables: dict[Path, dict] = {}
+    for panel, analysis, table, files, chosen_options in calls:
         if isinstance(table, Missing):
             print(f"{options.name}{panel} {analysis}: {table}")
         else:
             own = {name: value for name, value in chosen_options.items() if name not in ("split", "compute")}
             what = [f"{name}-{value}" for name, value in own.items() if isinstance(value, str | bool)]
             path = options.out / f"{'-'.join([options.name + panel, analysis, *what])}.csv"
-            table.to_csv(path, index=False)
-            print(f"{path}: {len(table)} rows")
+            # A panel may ask twice, for its picture and for its claim.
+            tables.setdefault(path, {})[tuple(files)] = table
+    for path, parts in tables.items():
+        table = pd.concat(parts.values())
+        table.to_csv(path, index=False)
+        print(f"{path}: {len(table)} rows")
     return 0
 
 
@@ -388,12 +437,13 @@ def write_tables(options) -> int:
 
 def measure_own(options) -> int:
     """repro measure: tables and a page of summary about a network that a function returns."""
-    from repro import summary, training
+    from repro import summary
     from repro.experiment import measure_model
 
+    device = _device(options)
+    _make_folder(options.out)
+    model = _made(options.model).to(device)
     try:
-        with environment(REPRO_DEVICE=options.device):
-            model = _made(options.model).to(training.device())
         tables = measure_model(
             model,
             _found(options.data),
@@ -404,7 +454,6 @@ def measure_own(options) -> int:
         )
     except ValueError as error:
         raise Refused(error) from error
-    options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         path = options.out / f"{name.replace('_', '-')}.parquet"
         table.to_parquet(path, index=False)
@@ -464,7 +513,10 @@ def write_site(options) -> int:
     chosen([], options.preset)  # refuses a preset that there is not
     from repro import site
 
-    path = site.write(options.preset)
+    try:
+        path = site.write(options.preset)
+    except ValueError as error:
+        raise Refused(error) from error
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
@@ -477,8 +529,9 @@ def look_after_store(options) -> int:
         try:
             sound.append(store.read_entry(path))
         except store.Damaged as error:
-            print(error, file=sys.stderr)
-            damaged += 1
+            if path.exists():  # a state of training goes when the training is done
+                print(error, file=sys.stderr)
+                damaged += 1
     if options.action == "ls":
         for entry in sound:
             print(_described(entry))
@@ -491,9 +544,8 @@ def look_after_store(options) -> int:
 
 
 def _count_orphans(entries: list[store.Entry]) -> None:
-    recipes = [(json.dumps(entry.origin["recipe"], sort_keys=True), entry.path.parent.name) for entry in entries]
-    there = {recipe for recipe, folder in recipes if folder == "checkpoints"}
-    alone = [recipe for recipe, folder in recipes if folder == "results" and recipe not in there]
+    there = {_key(entry) for entry in entries if entry.path.parent.name == "checkpoints"}
+    alone = [entry for entry in entries if entry.path.parent.name == "results" and _key(entry) not in there]
     if alone:
         print(f"{len(alone)} tables whose network is not kept here; --fresh trains it again")
 

@@ -7,6 +7,7 @@ permutes a fraction of the labels and so keeps the number of images in every cla
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import io
 import os
@@ -142,16 +143,30 @@ def _torchvision(name: str, root: Path):
     kind, files = TORCHVISION[name]
     parts = []
     for train in (True, False):
+        read = functools.partial(getattr(torchvision.datasets, kind), root, train=train)
         try:
-            part = getattr(torchvision.datasets, kind)(root, train=train, download=True)  # only what is missing
-        except Exception as error:
-            raise ValueError(
-                f"name: {name!r} can neither be read from {root} nor downloaded ({' '.join(str(error).split())}). "
-                f"Put {files} there, or set REPRO_DATA to the folder that holds it."
-            ) from error
+            part = read()
+        except Exception:  # not there, or not yet
+            try:
+                with _one_at_a_time(root):
+                    part = read(download=True)  # only what is missing
+            except Exception as error:
+                raise ValueError(
+                    f"name: {name!r} can neither be read from {root} nor downloaded ({' '.join(str(error).split())}). "
+                    f"Put {files} there, or set REPRO_DATA to the folder that holds it."
+                ) from error
         x = torch.as_tensor(part.data)
         parts += [x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2), part.targets]
     return *parts, part.classes
+
+
+@contextlib.contextmanager
+def _one_at_a_time(root: Path):
+    """Processes side by side download one after another: the later ones find what the first has brought."""
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _imagenet(path: Path) -> Dataset:
@@ -224,6 +239,7 @@ def _read_image(file: str, path: Path, read, convert):
     from PIL import Image, UnidentifiedImageError
 
     damage = (OSError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
+    damage += (RuntimeError,)  # what zipfile says of a file under a password
     try:
         with Image.open(io.BytesIO(read())) as image:
             if image.width * image.height > MOST_PIXELS:

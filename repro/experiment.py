@@ -107,6 +107,8 @@ def measure(
     if missing:
         _compute(missing, jobs or _processes())
         tables |= {w: store.read_columns(w.path, w.origin) for w in missing}
+        if lost := [w.path for w in missing if tables[w] is None]:
+            raise OSError(f"{lost[0]}: was made, but is not there; do all machines share this folder?")
     rows = [len(columns) for columns, _ in tables.values()]
     origins = pd.DataFrame([w.columns(made) for w, (_, made) in tables.items()])
     origins = origins.loc[np.repeat(np.arange(len(rows)), rows)].reset_index(drop=True)
@@ -211,18 +213,23 @@ class _Wanted:
 
 
 def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> None:
-    if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
-        raise ValueError("recipes: expected at least one Recipe")
+    _check_recipes("recipes", recipes, epochs or [], "epochs")
     if not isinstance(split, str) or split not in ("train", "test"):
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
     if not isinstance(compute, str) or compute not in ("missing", "nothing"):
         raise ValueError(f"compute: expected 'missing' or 'nothing', got {compute!r}")
     check_count("images", images)
     check_count("jobs", jobs)
-    for recipe, epoch in itertools.product(recipes, epochs or []):
-        if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or not 0 <= epoch <= recipe.epochs:
-            raise ValueError(f"epochs: expected integers from 0 to {recipe.epochs}, got {epoch!r}")
     check_options(analysis, options)
+
+
+def _check_recipes(argument: str, recipes: Sequence, epochs: Sequence, named: str) -> None:
+    """Recipes, at least one, and epochs that all of them have."""
+    if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
+        raise ValueError(f"{argument}: expected {'a' if argument == 'recipe' else 'at least one'} Recipe")
+    for recipe, epoch in itertools.product(recipes, epochs):
+        if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or not 0 <= epoch <= recipe.epochs:
+            raise ValueError(f"{named}: expected integers from 0 to {recipe.epochs}, got {epoch!r}")
 
 
 # Computing what is missing --------------------------------------------------------------------------------------------
@@ -252,6 +259,7 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
                 tasks = (joblib.delayed(_compute_network)(group, surroundings) for group in groups.values())
                 for done in joblib.Parallel(return_as="generator_unordered")(tasks):
                     bar.update(done)
+                    _tell("done", done)
             return
         queue, passed = deque(groups.values()), 0
         while queue:
@@ -259,7 +267,9 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
             # Once round the queue without a free network: wait for one.
             with store.lock(group[0].recipe.key, wait=passed > len(queue)) as mine:
                 if mine:
-                    bar.update(_compute_group(group))
+                    _compute_group(group)
+                    bar.update(len(group))
+                    _tell("done", len(group))
                     passed = 0
                 else:
                     queue.append(group)
@@ -274,7 +284,10 @@ def _workers(jobs: int) -> Iterator[dict[str, str]]:
     A task whose worker is lost runs again elsewhere, and finds what was already stored.
     """
     shared = {"REPRO_STORE": str(store.root().resolve())}
-    shared |= {name: os.environ[name] for name in ("REPRO_DATA", "REPRO_DEVICE") if name in os.environ}
+    if folder := os.environ.get("REPRO_DATA"):
+        shared["REPRO_DATA"] = os.path.abspath(folder)
+    if "REPRO_DEVICE" in os.environ:
+        shared["REPRO_DEVICE"] = os.environ["REPRO_DEVICE"]
     address = os.environ.get("REPRO_SCHEDULER")
     if not address:
         with joblib.parallel_config("loky", n_jobs=jobs):
@@ -290,19 +303,18 @@ def _compute_network(group: list[_Wanted], surroundings: Mapping[str, str]) -> i
     """Make the tables of one network beside other processes, leaving the terminal to the one that started them."""
     os.environ.update(surroundings)
     with store.lock(group[0].recipe.key):
-        return _compute_group(group, quiet=True)
+        _compute_group(group, quiet=True)
+    return len(group)
 
 
-def _compute_group(group: list[_Wanted], quiet: bool = False) -> int:
-    """Make the tables of one network, whose lock is held; returns how many there were."""
+def _compute_group(group: list[_Wanted], quiet: bool = False) -> None:
+    """Make the tables of one network, whose lock is held."""
     wanted = [w for w in group if not w.path.exists()]  # another process may have been faster
     if wanted:
         recipe = wanted[0].recipe
         models = _networks(recipe, [w.epoch for w in wanted], quiet)
         for w in wanted:
             w.compute(models[w.epoch])
-    _tell("done", len(group))
-    return len(group)
 
 
 def _tell(what: str, number: int) -> None:
@@ -314,6 +326,7 @@ def _tell(what: str, number: int) -> None:
 
 def network(recipe: Recipe, epoch: int | None = None) -> nn.Module:
     """The network of a recipe, read from the store or trained now; `epoch`: as it was after so many epochs."""
+    _check_recipes("recipe", [recipe], [] if epoch is None else [epoch], "epoch")
     with store.lock(recipe.key):
         return _networks(recipe, [epoch])[epoch]
 
@@ -362,16 +375,23 @@ def _train_together(wanted: dict[Recipe, list[_Wanted]]) -> None:
     for members in together(_untrained(list(itertools.chain.from_iterable(wanted.values())))):
         with contextlib.ExitStack() as locks:
             free = [recipe for recipe in members if locks.enter_context(store.lock(recipe.key, wait=False))]
+            free = _untrained([w for recipe in free for w in wanted[recipe]])  # what nobody made in the meantime
             for first in range(0, len(free) if len(free) > 1 else 0, AT_ONCE):
                 recipes = free[first : first + AT_ONCE]
-                epochs = {w.epoch for recipe in recipes for w in wanted[recipe]} | {None}
-                start, group = time.monotonic(), Group(recipes)
-                for _ in tqdm(range(recipes[0].epochs + 1), unit="epoch", desc=f"training {len(recipes)} networks"):
-                    for epoch in epochs & ({group.epoch, None} if group.done else {group.epoch}):
-                        for recipe, model in zip(recipes, group.networks(), strict=True):
-                            _write(recipe, epoch, model, start)
-                    if not group.done:
-                        group.advance()
+                # If one diverges, all train alone: then it is seen which, and the others lose nothing by it.
+                with contextlib.suppress(FloatingPointError):
+                    _train_group(recipes, {w.epoch for recipe in recipes for w in wanted[recipe]} | {None})
+
+
+def _train_group(recipes: list[Recipe], epochs: set[int | None]) -> None:
+    """Train networks as one group, and store them as they are after some epochs (None: the last)."""
+    start, group = time.monotonic(), Group(recipes)
+    for _ in tqdm(range(recipes[0].epochs + 1), unit="epoch", desc=f"training {len(recipes)} networks"):
+        for epoch in epochs & ({group.epoch, None} if group.done else {group.epoch}):
+            for recipe, model in zip(recipes, group.networks(), strict=True):
+                _write(recipe, epoch, model, start)
+        if not group.done:
+            group.advance()
 
 
 def _origin(recipe: Recipe, epoch: int | None) -> dict:

@@ -73,7 +73,7 @@ def chosen(names: list[str], preset: str, given: list[list[str]] = ()) -> dict[s
     Names that no notebook knows and values of another type are refused here, before any kernel starts.
     """
     path = FOLDER / "presets" / f"{preset}.yaml"
-    if not path.exists():
+    if preset not in presets():
         raise Refused(f"unknown preset {preset!r}; expected one of {', '.join(presets())}")
     everywhere = {name: defaults(read(name)) for name in NAMES}
     here = {name: everywhere[name] if name in everywhere else defaults(read(name)) for name in names}
@@ -91,7 +91,7 @@ def chosen(names: list[str], preset: str, given: list[list[str]] = ()) -> dict[s
                 raise Refused(f"unknown parameter {parameter!r} in {source}; expected some of {', '.join(known)}")
             if expected := _unlike(value, found[0]):
                 raise Refused(f"parameter {parameter!r} in {source}: expected {expected}, got {value!r}")
-    wanted = from_preset | from_user
+    wanted = from_preset | from_user | {"preset": preset}  # which names the folder of its figures
     return {
         name: {p: wanted[p] for p, value in book.items() if p in wanted and wanted[p] != value}
         for name, book in here.items()

@@ -293,8 +293,8 @@ def paths() -> list[Path]:
 def leftovers() -> list[Path]:
     """What processes that were killed in the middle of writing a file left behind."""
     found = []
-    for path in sorted(root().glob("*/.*.*.*")):
-        with open(path, "rb") as file, contextlib.suppress(BlockingIOError):
+    for path in sorted(path for kind in ("checkpoints", "results", "work") for path in root().glob(f"{kind}/.*.*.*")):
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found.append(path)
     return found

@@ -1,6 +1,7 @@
 """The command line: what it refuses before a kernel starts, what it says when a notebook fails, and what it writes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,17 @@ def figures(tmp_path, monkeypatch):
         (["figures", "fig1", "--device", "cuda"], "--device: asks for cuda, but torch finds no GPU here"),
         (["report", "--preset", "huge"], "unknown preset 'huge'"),
         (["report", "--preset", "../digits"], "unknown preset"),
+        (["report", "--preset", "../presets/digits"], "unknown preset"),
+        (["figures", "fig1", "--in-place", "-p", "networks", "2"], "--in-place"),
+        (["figures", "fig1", "--in-place", "--preset", "paper"], "--in-place"),
+        (["figures", "fig1", "-p", "mlp", "{dataset: digits, seed: 1}", "--dry-run"], "multiple values"),
+        (["figures", "fig1", "-p", "mlp", "{dataset: digits, lr: 1.0e+30}", "--fresh", "--dry-run"], "diverged"),
+        (["export", "fig1", "--out", __file__], "--out: expected a folder"),
+        (["measure", "tests.networks:Residual", "--data", "digits", "--out", __file__], "--out: expected a folder"),
+        (
+            ["measure", "tests.networks:Residual", "--data", "digits", "--out", "x", "--device", "cuda"],
+            "--device: asks",
+        ),
         (["report"], "no scorecard"),
         (["figures", "fig1", "-p", "preset", "paper"], "use --preset"),
         (["figures", "fig1", "-p", "corruptions", "[0.0, 2.0]", "--dry-run"], "corruption: expected"),
@@ -176,6 +188,43 @@ def test_export_tells_the_arms_of_a_panel_apart(tmp_path, monkeypatch, capsys):
     assert cli.main(["export", "figA1", "--out", str(tmp_path)]) == 0
     names = ["", "-value-zero", "-value-mean", "-folded-True"]
     assert {path.name for path in tmp_path.glob("*.csv")} == {f"figA1a-cumulative{name}.csv" for name in names}
+
+
+def test_export_puts_all_of_a_panel_in_its_file(tmp_path, monkeypatch):
+    tables = {path: pd.DataFrame({"model": [path], "accuracy": [0.5]}) for path in ("mlp", "convnet")}
+    calls = [notebooks.Call("b", "history", tables[path], [path], {}) for path in ("mlp", "convnet", "mlp")]
+    monkeypatch.setattr(cli, "replay", lambda *_: calls)
+    assert cli.main(["export", "figA3", "--out", str(tmp_path)]) == 0
+    assert pd.read_csv(tmp_path / "figA3b-history.csv").model.tolist() == ["mlp", "convnet"]
+
+
+def test_folders_are_the_same_wherever_a_kernel_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("REPRO_STORE", "REPRO_FIGURES", "REPRO_DATA")
+    for name in names:
+        monkeypatch.setenv(name, name.lower())
+    monkeypatch.setattr(cli, "_run_all", lambda *_: seen.update({name: os.environ[name] for name in names}) or {})
+    seen = {}
+    assert cli.main(["figures", "fig1"]) == 0
+    assert seen == {name: str(tmp_path / name.lower()) for name in names}
+
+
+def test_a_preset_draws_into_its_own_folder(tmp_path, monkeypatch):
+    shutil.copytree(notebooks.FOLDER, tmp_path / "notebooks")
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path / "notebooks")
+    (tmp_path / "notebooks" / "presets" / "mine.yaml").write_text("networks: 2\n")
+    assert notebooks.chosen(["fig1"], "mine")["fig1"] == {"networks": 2, "preset": "mine"}
+
+
+def test_tables_only_goes_on_after_a_notebook_that_fails(monkeypatch, capsys):
+    def replayed(name, *_):
+        assert name != "fig1", "no such luck"
+        return []
+
+    monkeypatch.setattr(cli, "replay", replayed)
+    assert cli.main(["figures", "fig1", "fig2", "--tables-only"]) == 1
+    told = capsys.readouterr()
+    assert "fig2: 0 files" in told.out and "fig1 failed: AssertionError: no such luck" in told.err
 
 
 def _parameters():
@@ -381,7 +430,7 @@ def test_tables_of_another_network_do_not_stay_beside_a_fresh_one(tmp_path, monk
             store.write_tensors(path, {name: value + 0.01 for name, value in tensors.items()}, origin)
     monkeypatch.undo()
     root = tmp_path / "store"
-    cli._merge(fresh, root)
+    cli._merge(set(fresh.glob("results/*")) | set(fresh.glob("checkpoints/*")), fresh, root)
     monkeypatch.setenv("REPRO_STORE", str(root))
     kept = [store.read_entry(path).origin for path in store.paths() if path.suffix == ".parquet"]
     assert sorted((o["analysis"], o["recipe"]["seed"]) for o in kept) == [
@@ -389,6 +438,47 @@ def test_tables_of_another_network_do_not_stay_beside_a_fresh_one(tmp_path, monk
         ("history", 1),
         ("selectivity", 0),
     ]
+
+
+def test_without_the_old_network_its_tables_tell_whether_it_is_another(tmp_path, monkeypatch):
+    """As in a clone, which has tables and few networks."""
+    same, other = (Recipe("digits", width=4, n_train=50, epochs=0, seed=seed) for seed in (0, 1))
+    fresh, root = store.root() / "fresh", store.root()
+    for analysis in ("selectivity", "history"):
+        experiment.measure(analysis, [same, other])
+    for network in root.glob("checkpoints/*"):
+        network.unlink()
+    old = store.read_entry(experiment._list("history", [other])[0].path)
+    store.write_table(old.path, store.read_table(old.path, old.origin) * 0.5, old.origin)
+    monkeypatch.setenv("REPRO_STORE", str(fresh))
+    experiment.measure("history", [same, other])
+    experiment.measure("weights", [same])  # of another run, which is not done yet
+    cli._merge({file for file in experiment.files("history", [same, other]) if file.exists()}, fresh, root)
+    monkeypatch.setenv("REPRO_STORE", str(root))
+    kept = [store.read_entry(path).origin for path in store.paths() if path.suffix == ".parquet"]
+    assert sorted((o["analysis"], o["recipe"]["seed"]) for o in kept) == [
+        ("history", 0),
+        ("history", 1),
+        ("selectivity", 0),
+    ]
+    assert [store.read_entry(path).origin["analysis"] for path in fresh.glob("results/*")] == ["weights"]
+
+
+def test_verify_passes_over_what_goes_while_it_looks(monkeypatch, capsys):
+    monkeypatch.setattr(store, "paths", lambda: [store.state_path("gone")])
+    assert cli.main(["store", "verify"]) == 0
+    assert "0 files whole, 0 damaged" in capsys.readouterr().out
+
+
+def test_a_table_is_no_orphan_for_a_field_that_came_later(capsys):
+    recipe = Recipe("digits", width=4, n_train=50, epochs=0)
+    experiment.measure("history", [recipe])
+    path = experiment._list("history", [recipe])[0].path
+    origin = store.read_entry(path).origin
+    older = origin | {"recipe": {name: value for name, value in origin["recipe"].items() if name != "alpha"}}
+    store.write_table(path, store.read_table(path, origin), older)
+    assert cli.main(["store", "verify"]) == 0
+    assert "not kept here" not in capsys.readouterr().out
 
 
 def test_lists_notebooks(capsys):

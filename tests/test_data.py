@@ -1,8 +1,12 @@
 """Data sets and label shuffling."""
 
 import io
+import threading
+import time
+import types
 import urllib.error
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -356,6 +360,27 @@ def test_a_truncated_mnist_is_an_error_that_says_where(little_mnist, no_network,
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=f"^name: 'mnist' can neither be read from {little_mnist}"):
         data.load("mnist", root=little_mnist)
+
+
+def test_processes_side_by_side_download_once(tmp_path, monkeypatch):
+    """As torchvision does: it finds a file as soon as somebody has begun to write it."""
+    working, downloads = threading.Semaphore(1), []
+
+    def mnist(root, train, download=False):
+        if download and not (root / "whole").exists():
+            assert working.acquire(blocking=False), "two at once"
+            downloads.append(train)
+            time.sleep(0.2)
+            (root / "whole").touch()
+            working.release()
+        if not (root / "whole").exists():
+            raise RuntimeError("not found or corrupted")
+        return types.SimpleNamespace(data=np.zeros((3, 28, 28), np.uint8), targets=[0, 1, 2], classes="abc")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", mnist)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(lambda _: data._torchvision("mnist", tmp_path / "new"), range(4)))) == 4
+    assert downloads == [True]
 
 
 def test_a_data_set_is_read_once(tmp_path, monkeypatch):

@@ -500,6 +500,55 @@ def test_a_missing_snapshot_is_not_skipped_by_resuming():
     assert table.loc[table["epoch"] == 1, "l1_norm"].tolist() == shorter["l1_norm"].tolist()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("digits",), "^recipe: "), ((RECIPE, RECIPE.epochs + 1), "^epoch: "), ((RECIPE, -1), "^epoch: ")],
+)
+def test_a_network_that_there_is_not_is_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        experiment.network(*arguments)
+
+
+def test_a_table_that_workers_put_elsewhere_is_missed(monkeypatch):
+    monkeypatch.setattr(experiment, "_compute", lambda *_: None)
+    with pytest.raises(OSError, match="was made, but is not there"):
+        measure("history", [RECIPE])
+
+
+def test_one_that_diverges_does_not_cost_its_group_their_training():
+    diverges = dataclasses.replace(RECIPE, lr=1e30)
+    sound = [dataclasses.replace(RECIPE, seed=seed) for seed in range(2)]
+    wanted = {recipe: experiment._list("history", [recipe]) for recipe in [*sound, diverges]}
+    experiment._train_together(wanted)
+    assert not store.paths()
+    with pytest.raises(FloatingPointError, match="diverged"):
+        measure("history", [diverges])
+    assert len(measure("history", sound)) == 2
+
+
+def test_a_group_leaves_out_what_another_process_has_made():
+    recipes = [dataclasses.replace(RECIPE, seed=seed) for seed in range(3)]
+    wanted = {recipe: experiment._list("history", [recipe]) for recipe in recipes}
+    experiment.network(recipes[0])
+    trained = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "_untrained", _once_blind(experiment._untrained))
+        patch.setattr(experiment, "_train_group", lambda group, _: trained.append(group))
+        experiment._train_together(wanted)
+    assert trained == [recipes[1:]]
+
+
+def _once_blind(function):
+    """As if what was looked for was not there yet when it was looked for first."""
+    calls = []
+
+    def seen(wanted):
+        calls.append(1)
+        return list(dict.fromkeys(w.recipe for w in wanted)) if len(calls) == 1 else function(wanted)
+
+    return seen
+
+
 def test_several_processes_make_the_same_table(tmp_path, monkeypatch):
     from joblib.externals.loky import get_reusable_executor
 

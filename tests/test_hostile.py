@@ -200,6 +200,17 @@ def test_a_zip_whose_names_lead_out_of_it_is_refused(tmp_path, name):
     assert {path.name for path in set(tmp_path.rglob("*")) - set(before)} == {"train.zip", "test.zip"}
 
 
+def test_a_zip_under_a_password_is_refused(tmp_path):
+    source = write_zip(tmp_path, {"dog/1.png": png()}, zipfile.ZIP_STORED)
+    for path in tmp_path.glob("*.zip"):
+        content = bytearray(path.read_bytes())
+        for mark, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+            content[content.index(mark) + flags] |= 1
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^name: cannot read image dog/1\.png .*password"):
+        data.load(source)
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_file_that_unpacks_to_a_gigabyte_is_refused_unread(tmp_path, compression):
     write_zip(tmp_path, {"cat/1.png": bytes(data.MOST_BYTES + 1), "dog/1.png": png()}, compression)

@@ -1,5 +1,6 @@
 """A network of one's own: `measure_model`, and `repro measure` from another folder, on torchvision's networks."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -170,6 +171,16 @@ def test_outputs_name_the_models_own_classes(folder):
     assert (found["selectivity"].preferred_class == classes[truth["selectivity"].preferred_class]).all()
 
 
+def wrongly_labelled():
+    digits = data.load("digits")
+    return dataclasses.replace(digits, y_train=digits.y_train + 1)
+
+
+def test_options_may_be_single_numbers():
+    options = {"noise": {"scales": 0.5, "repeats": np.int64(2)}}
+    assert len(measure_model(repro.models.mlp(64, [5], 10), "digits", options)["noise"]) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
@@ -184,6 +195,12 @@ def test_outputs_name_the_models_own_classes(folder):
         ("^layers: the model has no layer 'relu7'", {"layers": ["relu7"]}),
         ("^images: ", {"images": 0}),
         ("^outputs: expected 10 different", {"outputs": [0] * 10}),
+        ("^outputs: expected 10 different", {"model": repro.models.mlp(64, [5], 12), "outputs": 5}),
+        ("^analyses: expected names", {"analyses": None}),
+        ("^analyses: expected names", {"analyses": [["noise"]]}),
+        ("^analyses: expected names", {"analyses": {"noise": None}}),
+        ("^steps: expected an integer", {"analyses": {"cumulative": {"steps": 2.5}}}),
+        ("^y: expected labels from 0 to 9", {"data": wrongly_labelled(), "outputs": list(range(10))}),
     ],
 )
 def test_bad_input_is_named(words, arguments):
