@@ -192,12 +192,11 @@ def _device(options):
         raise Refused(str(error).replace("REPRO_DEVICE", "--device")) from error
 
 
-def _make_folder(path: Path) -> None:
-    """The folder of --out, before anything is computed that could then not be written."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(f"--out: expected a folder that can be made, got {str(path)!r} ({error.strerror})") from error
+def _check_folder(path: Path) -> None:
+    """Refuse an --out that is no folder and cannot become one, before anything is computed that could not be written."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise Refused(f"--out: expected a folder that can be made, got {str(path)!r}")
 
 
 def _asked(names: list[str], parameters: dict[str, dict]) -> set[Path]:
@@ -413,7 +412,8 @@ def write_tables(options) -> int:
 
     from repro.experiment import Missing
 
-    _make_folder(options.out)
+    _check_folder(options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
     calls = _calls(options.name, chosen([options.name], options.preset)[options.name])
     tables: dict[Path, dict] = {}
     for panel, analysis, table, files, chosen_options in calls:
@@ -441,7 +441,7 @@ def measure_own(options) -> int:
     from repro.experiment import measure_model
 
     device = _device(options)
-    _make_folder(options.out)
+    _check_folder(options.out)
     model = _made(options.model).to(device)
     try:
         tables = measure_model(
@@ -454,6 +454,7 @@ def measure_own(options) -> int:
         )
     except ValueError as error:
         raise Refused(error) from error
+    options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         path = options.out / f"{name.replace('_', '-')}.parquet"
         table.to_parquet(path, index=False)
