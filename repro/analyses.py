@@ -159,7 +159,6 @@ def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | No
     """Images with labels that count the model's outputs."""
     x, y = part
     classes = len(dataset.classes)
-    y = check_labels(y, len(x), classes)
     if outputs is None and logits == classes:
         return x, y
     if outputs is None:
@@ -172,7 +171,7 @@ def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | No
     right = integers and len(listed) == classes == len(set(listed))
     if not right:
         raise ValueError(f"outputs: expected {classes} different integers from 0 to {logits - 1}, got {outputs!r}")
-    return x, torch.as_tensor(listed)[y]
+    return x, torch.as_tensor(listed)[check_labels(y, len(x), classes)]
 
 
 def _most_seconds(cut: units.Cut, analysis: str, x: torch.Tensor, options: Mapping) -> float:

@@ -201,7 +201,11 @@ def _check_folder(path: Path) -> None:
 
 def _asked(names: list[str], parameters: dict[str, dict]) -> set[Path]:
     """The files of the store that these notebooks read, as far as they are there."""
-    return {file for name in names for call in _calls(name, parameters[name]) for file in call.files if file.exists()}
+    return set().union(*(_there(_calls(name, parameters[name])) for name in names))
+
+
+def _there(calls: list) -> set[Path]:
+    return {file for call in calls for file in call.files if file.exists()}
 
 
 def _merge(files: set[Path], fresh: Path, final: Path) -> None:
@@ -244,8 +248,8 @@ def _make_tables(names: list[str], parameters: dict[str, dict], jobs: int) -> di
     with environment(REPRO_JOBS=str(jobs)):
         for name in names:
             try:
-                _calls(name, parameters[name], compute="missing")
-                print(f"{name}: {len(_asked([name], parameters))} files in the store")
+                calls = _calls(name, parameters[name], compute="missing")
+                print(f"{name}: {len(_there(calls))} files in the store")
                 results[name] = {"error": ""}
             except Refused:
                 raise

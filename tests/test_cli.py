@@ -415,6 +415,12 @@ def test_one_fresh_run_at_a_time(figures, monkeypatch, capsys):
     assert "another --fresh is at work" in capsys.readouterr().err
 
 
+def tables_in(root):
+    """Analysis and seed of every table of a store."""
+    origins = [store.read_entry(path).origin for path in root.glob("results/*.parquet")]
+    return sorted((origin["analysis"], origin["recipe"]["seed"]) for origin in origins)
+
+
 def test_tables_of_another_network_do_not_stay_beside_a_fresh_one(tmp_path, monkeypatch):
     """On another machine training rounds otherwise: then tables that were not made anew go."""
     same, other = (Recipe("digits", width=4, n_train=50, epochs=0, seed=seed) for seed in (0, 1))
@@ -431,13 +437,7 @@ def test_tables_of_another_network_do_not_stay_beside_a_fresh_one(tmp_path, monk
     monkeypatch.undo()
     root = tmp_path / "store"
     cli._merge(set(fresh.glob("results/*")) | set(fresh.glob("checkpoints/*")), fresh, root)
-    monkeypatch.setenv("REPRO_STORE", str(root))
-    kept = [store.read_entry(path).origin for path in store.paths() if path.suffix == ".parquet"]
-    assert sorted((o["analysis"], o["recipe"]["seed"]) for o in kept) == [
-        ("history", 0),
-        ("history", 1),
-        ("selectivity", 0),
-    ]
+    assert tables_in(root) == [("history", 0), ("history", 1), ("selectivity", 0)]
 
 
 def test_without_the_old_network_its_tables_tell_whether_it_is_another(tmp_path, monkeypatch):
@@ -454,14 +454,8 @@ def test_without_the_old_network_its_tables_tell_whether_it_is_another(tmp_path,
     experiment.measure("history", [same, other])
     experiment.measure("weights", [same])  # of another run, which is not done yet
     cli._merge({file for file in experiment.files("history", [same, other]) if file.exists()}, fresh, root)
-    monkeypatch.setenv("REPRO_STORE", str(root))
-    kept = [store.read_entry(path).origin for path in store.paths() if path.suffix == ".parquet"]
-    assert sorted((o["analysis"], o["recipe"]["seed"]) for o in kept) == [
-        ("history", 0),
-        ("history", 1),
-        ("selectivity", 0),
-    ]
-    assert [store.read_entry(path).origin["analysis"] for path in fresh.glob("results/*")] == ["weights"]
+    assert tables_in(root) == [("history", 0), ("history", 1), ("selectivity", 0)]
+    assert tables_in(fresh) == [("weights", 0)]
 
 
 def test_verify_passes_over_what_goes_while_it_looks(monkeypatch, capsys):

@@ -114,10 +114,8 @@ def test_experiment(monkeypatch, tmp_path):
     ]
     expected = [call() for call in calls]
     monkeypatch.setenv("REPRO_STORE", str(tmp_path / "gpu"))
-    for module in (
-        training,
-        experiment,
-    ):  # a device with its number: without one torch asks the driver which is current
+    # A device with its number: without one torch asks the driver which is current.
+    for module in (training, experiment):
         monkeypatch.setattr(module, "device", lambda: GPU)
     monkeypatch.setattr(experiment, "SAVE_EVERY", 0)
     with gpu(), whole_products():
