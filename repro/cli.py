@@ -12,17 +12,14 @@ import argparse
 import importlib
 import json
 import os
-import shutil
-import subprocess
 import sys
-import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
-from repro import notebooks, store
+from repro import execution, keeping, notebooks, store
 from repro.notebooks import NAMES, Refused, chosen, defaults, environment, read, replay
 
 
@@ -156,13 +153,13 @@ def draw(options) -> int:
             if options.tables_only:
                 results = _make_tables(names, parameters, jobs)
             else:
-                results = _run_all(names, parameters, options.preset, jobs)
+                results = execution.run(names, parameters, options.preset, jobs)
             failed = [name for name, result in results.items() if result["error"]]
             made = _asked(names, parameters) if options.fresh and not failed else set()
         if options.in_place and not failed:
-            _keep_outputs([results[name]["output"] for name in names])
+            execution.keep_outputs([results[name]["output"] for name in names])
         if options.fresh and not failed:
-            _merge(made, root, final)
+            keeping.merge(made, root, final)
     if not options.tables_only:
         write_scorecard(options.preset)
         _print_results(results, options.preset)
@@ -208,40 +205,6 @@ def _there(calls: list) -> set[Path]:
     return {file for call in calls for file in call.files if file.exists()}
 
 
-def _merge(files: set[Path], fresh: Path, final: Path) -> None:
-    """Let files of a fresh store replace those of another. Where a network came out differently, as on another machine, what
-    was made of the old one is not kept beside the new one. What another, interrupted run left in the fresh store stays."""
-    changed = {_key(entry) for entry in map(store.read_entry, files) if _differs(entry, final)}
-    new, stale = {path.name for path in files}, 0
-    for path in [*final.glob("results/*.parquet"), *final.glob("checkpoints/*.safetensors")] if changed else []:
-        if path.name not in new and _key(store.read_entry(path)) in changed:
-            path.unlink()
-            stale += 1
-    if stale:
-        print(f"{stale} files made of networks that came out differently here were removed", file=sys.stderr)
-    for path in files:
-        (final / path.parent.name).mkdir(parents=True, exist_ok=True)
-        os.replace(path, final / path.parent.name / path.name)
-    if not any(fresh.glob("*/*.parquet")) and not any(fresh.glob("*/*.safetensors")):
-        shutil.rmtree(fresh)
-
-
-def _differs(entry: store.Entry, final: Path) -> bool:
-    """Whether a store holds this network, or this table, with other numbers."""
-    import torch
-
-    old = final / entry.path.parent.name / entry.path.name
-    if not old.exists():
-        return False
-    if old.suffix == ".parquet":
-        if (final / "checkpoints" / f"{_key(entry)}.safetensors").exists():  # then the network itself tells
-            return False
-        (new, _), (old, _) = (store.read_columns(path, entry.origin) for path in (entry.path, old))
-        return not new.equals(old)
-    new, old = (store.read_tensors(path, entry.origin) for path in (entry.path, old))
-    return any(not torch.equal(tensor, old[name]) for name, tensor in new.items())
-
-
 def _make_tables(names: list[str], parameters: dict[str, dict], jobs: int) -> dict[str, dict]:
     """Run the code of notebooks in this process, one after another; what they ask of the store is there afterwards."""
     results = {}
@@ -256,95 +219,6 @@ def _make_tables(names: list[str], parameters: dict[str, dict], jobs: int) -> di
             except Exception as error:  # as where each notebook has a process, the others still run
                 results[name] = {"error": f"{type(error).__name__}: {error}"}
     return results
-
-
-def _run_all(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -> dict[str, dict]:
-    """Run notebooks, `jobs` at once; {name: seconds, error, output}."""
-    at_once = min(jobs, len(names))
-    folder = store.root() / "work" / "notebooks" / preset
-    folder.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // at_once))
-    progress = folder / f"{os.getpid()}.progress"
-    progress.write_text("")
-    environment = os.environ | {
-        "OMP_NUM_THREADS": threads,
-        "REPRO_JOBS": str(max(1, jobs // at_once)),
-        "REPRO_PROGRESS": str(progress),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
-    waiting, running, results = list(names), {}, {}
-    every = 0.2 if sys.stderr.isatty() else 20.0  # seconds between two looks at the progress; a log needs few
-    bar, shown = tqdm(total=len(names), unit="step", desc="figures", dynamic_ncols=True), time.monotonic()
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                name = waiting.pop(0)
-                output = folder / f"{name}.ipynb"
-                output.unlink(missing_ok=True)  # what an earlier run left would be taken for this one's
-                running[name] = _start(name, output, parameters[name], environment), time.monotonic(), output
-            for name, (process, start, output) in list(running.items()):
-                if process.poll() is not None:
-                    results[name] = {
-                        "seconds": time.monotonic() - start,
-                        "error": _cause(output, process.returncode) if process.returncode else "",
-                        "output": output,
-                    }
-                    del running[name]
-            if time.monotonic() - shown > every:
-                _show_progress(bar, progress, len(names), len(results), running)
-                shown = time.monotonic()
-            time.sleep(0.05)
-    finally:
-        for process, *_ in running.values():
-            process.terminate()
-        bar.close()
-        progress.unlink()
-    return {name: results[name] for name in names}
-
-
-def _start(name: str, output: Path, parameters: dict, environment: dict) -> subprocess.Popen:
-    import yaml
-
-    command = [sys.executable, "-m", "papermill", str(notebooks.FOLDER / f"{name}.ipynb"), str(output)]
-    command += ["--cwd", str(notebooks.FOLDER), "--no-progress-bar", "--log-level", "ERROR", "-k", "python3"]
-    if parameters:
-        command += ["-y", yaml.safe_dump(parameters)]
-    with open(
-        output.with_suffix(".log"), "w"
-    ) as log:  # a file: nobody reads along, and a full pipe would stop the kernel
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-
-
-def _keep_outputs(executed: list[Path]) -> None:
-    """Put executed notebooks in the place of their sources, without what changes from run to run."""
-    keys = "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.widgets"
-    command = [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-count", "--keep-id", "--extra-keys", keys]
-    subprocess.run([*command, *map(str, executed)], check=True)
-    for path in executed:
-        shutil.copyfile(path, notebooks.FOLDER / path.name)
-
-
-def _show_progress(bar, path: Path, notebooks: int, finished: int, running: dict) -> None:
-    """Steps are notebooks and tables: what the notebooks said they have before them, and what is done."""
-    lines = [line.split() for line in path.read_text().splitlines()]
-    bar.total = notebooks + sum(int(n) for what, n in lines if what == "planned")
-    bar.n = finished + sum(int(n) for what, n in lines if what == "done")
-    bar.set_postfix_str(" ".join(running), refresh=False)
-    bar.refresh()
-
-
-def _cause(output: Path, code: int) -> str:
-    """The cell and the error that a notebook failed with, from what papermill left of it and its exit code."""
-    import nbformat
-
-    if output.exists():
-        for cell in nbformat.read(output, as_version=4).cells:
-            for out in cell.get("outputs", []):
-                if out.output_type == "error":
-                    what = out.evalue.strip().partition("\n")[0]
-                    return f"in the cell that begins {cell.source.partition(chr(10))[0]!r}: {out.ename}: {what}"
-    lines = output.with_suffix(".log").read_text().strip().splitlines()
-    return lines[-1] if lines else f"its process ended with {code}; was it killed, or out of memory?"
 
 
 def _print_results(results: dict[str, dict], preset: str) -> None:
@@ -529,73 +403,16 @@ def write_site(options) -> int:
 def look_after_store(options) -> int:
     """repro store ls | verify | gc: what each file is; whether all are whole; which ones nothing refers to any more."""
     referred = notebooks.referred() if options.action == "gc" else None  # before anything is read: it may refuse
-    sound, damaged = [], 0
-    for path in store.paths():
-        try:
-            sound.append(store.read_entry(path))
-        except store.Damaged as error:
-            if path.exists():  # a state of training goes when the training is done
-                print(error, file=sys.stderr)
-                damaged += 1
+    sound, damaged = keeping.read_all()
     if options.action == "ls":
         for entry in sound:
-            print(_described(entry))
+            print(keeping.described(entry))
     elif options.action == "gc":
-        _remove([entry for entry in sound if entry not in referred], options.yes)
+        keeping.remove([entry for entry in sound if entry not in referred], options.yes)
     else:
         print(f"{len(sound)} files whole, {damaged} damaged")
-        _count_orphans(sound)
+        keeping.count_orphans(sound)
     return 1 if damaged else 0
-
-
-def _count_orphans(entries: list[store.Entry]) -> None:
-    there = {_key(entry) for entry in entries if entry.path.parent.name == "checkpoints"}
-    alone = [entry for entry in entries if entry.path.parent.name == "results" and _key(entry) not in there]
-    if alone:
-        print(f"{len(alone)} tables whose network is not kept here; --fresh trains it again")
-
-
-def _remove(entries: list[store.Entry], for_good: bool) -> None:
-    """Say which files nothing refers to, and remove them `for_good`, except where somebody works on that network."""
-    for entry in entries:
-        print(_described(entry))
-    leftovers = store.leftovers()
-    for path in leftovers:
-        print(f"{path.name}  left by a process that was killed")
-    files = [entry.path for entry in entries] + leftovers
-    total = sum(path.stat().st_size for path in files) / 1e6
-    if not for_good:
-        print(f"{len(files)} files, {total:.1f} MB; nothing is removed without --yes")
-        return
-    removed = 0
-    for entry in entries:
-        with store.lock(_key(entry), wait=False) as mine:
-            if mine:
-                entry.path.unlink(missing_ok=True)
-            else:
-                print(f"{entry.path.name} is left: its network is being trained or measured")
-            removed += mine
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    print(f"{removed + len(leftovers)} of {len(files)} files removed")
-
-
-def _key(entry: store.Entry) -> str:
-    """The lock of a file's network; its own name where its recipe has no meaning any more."""
-    from repro.training import Recipe
-
-    try:
-        return Recipe(**entry.origin["recipe"]).key
-    except (TypeError, ValueError):
-        return entry.path.stem
-
-
-def _described(entry) -> str:
-    """One line on a file: its name and size, what it holds, and the recipe's fields that are set."""
-    kind = entry.origin.get("analysis", "state of training" if entry.path.parent.name == "work" else "network")
-    at = f" epoch {entry.origin['epoch']}" if "epoch" in entry.origin else ""
-    what = " ".join(f"{name}={value}" for name, value in entry.origin["recipe"].items() if value is not None)
-    return f"{entry.path.name}  {entry.path.stat().st_size / 1000:8.1f} kB  {kind}{at}  {what}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from repro import cli, experiment, notebooks, store
+from repro import cli, execution, experiment, keeping, notebooks, store
 from repro.training import Recipe
 
 SMALL = [  # fig6 on tiny networks: one epoch, a hundred images
@@ -75,7 +75,7 @@ def figures(tmp_path, monkeypatch):
     ],
 )
 def test_refuses_in_one_line(arguments, words, figures, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_run_all", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(execution, "run", lambda *_: pytest.fail("a kernel was started"))
     assert cli.main(arguments) == 2
     message = capsys.readouterr().err
     assert words in message
@@ -203,7 +203,7 @@ def test_folders_are_the_same_wherever_a_kernel_works(tmp_path, monkeypatch):
     names = ("REPRO_STORE", "REPRO_FIGURES", "REPRO_DATA")
     for name in names:
         monkeypatch.setenv(name, name.lower())
-    monkeypatch.setattr(cli, "_run_all", lambda *_: seen.update({name: os.environ[name] for name in names}) or {})
+    monkeypatch.setattr(execution, "run", lambda *_: seen.update({name: os.environ[name] for name in names}) or {})
     seen = {}
     assert cli.main(["figures", "fig1"]) == 0
     assert seen == {name: str(tmp_path / name.lower()) for name in names}
@@ -389,27 +389,43 @@ def test_fresh_ignores_the_store_and_replaces_it_when_done(figures):
 
 
 def test_a_notebook_asked_for_twice_runs_once(figures, monkeypatch):
-    monkeypatch.setattr(cli, "_run_all", lambda names, *_: {name: {"error": "", "seconds": 0} for name in names})
+    monkeypatch.setattr(execution, "run", lambda names, *_: {name: {"error": "", "seconds": 0} for name in names})
     monkeypatch.setattr(cli, "_print_results", lambda results, preset: results_of.append(list(results)))
     results_of = []
     assert cli.main(["figures", "fig1", "fig2", "fig1"]) == 0
     assert results_of == [["fig1", "fig2"]]
 
 
-def test_a_notebook_that_is_killed_has_failed(figures, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_start", lambda name, output, *_: _killed(output))
+@pytest.mark.parametrize("left", ["", '{"cells": [{"cell_type"'])
+def test_a_notebook_that_is_killed_has_failed(left, figures, monkeypatch, capsys):
+    monkeypatch.setattr(execution, "_start", lambda name, output, *_: _killed(output, left))
     assert cli.main(["figures", "fig1", "--fresh"]) == 1
     told = capsys.readouterr()
     assert "failed" in told.out and "its process ended with -9; was it killed" in told.err
 
 
-def _killed(output):
+def _killed(output, left):
+    """A process that was killed before it wrote the executed notebook, or in the middle of it."""
     output.with_suffix(".log").write_text("")
+    if left:
+        output.write_text(left)
     return subprocess.Popen(["sh", "-c", "kill -9 $$"])
 
 
+def test_executed_notebooks_are_kept_without_what_changes_from_run_to_run(one_notebook, tmp_path):
+    source = notebooks.FOLDER / "fig1.ipynb"
+    executed = nbformat.read(source, as_version=4)
+    executed.cells[1].outputs = [nbformat.v4.new_output("stream", text="drawn")]
+    expected = nbformat.writes(executed)
+    executed.metadata["papermill"] = executed.cells[1].metadata["papermill"] = {"duration": 1.5}
+    executed.metadata["widgets"] = executed.cells[0].metadata["execution"] = {"iopub.execute_input": "today"}
+    nbformat.write(executed, tmp_path / "fig1.ipynb")
+    execution.keep_outputs([tmp_path / "fig1.ipynb"])
+    assert source.read_text() == expected + "\n"
+
+
 def test_one_fresh_run_at_a_time(figures, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_run_all", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(execution, "run", lambda *_: pytest.fail("a kernel was started"))
     with store.lock("fresh"):
         assert cli.main(["figures", "fig1", "--fresh"]) == 2
     assert "another --fresh is at work" in capsys.readouterr().err
@@ -436,7 +452,7 @@ def test_tables_of_another_network_do_not_stay_beside_a_fresh_one(tmp_path, monk
             store.write_tensors(path, {name: value + 0.01 for name, value in tensors.items()}, origin)
     monkeypatch.undo()
     root = tmp_path / "store"
-    cli._merge(set(fresh.glob("results/*")) | set(fresh.glob("checkpoints/*")), fresh, root)
+    keeping.merge(set(fresh.glob("results/*")) | set(fresh.glob("checkpoints/*")), fresh, root)
     assert tables_in(root) == [("history", 0), ("history", 1), ("selectivity", 0)]
 
 
@@ -453,7 +469,7 @@ def test_without_the_old_network_its_tables_tell_whether_it_is_another(tmp_path,
     monkeypatch.setenv("REPRO_STORE", str(fresh))
     experiment.measure("history", [same, other])
     experiment.measure("weights", [same])  # of another run, which is not done yet
-    cli._merge({file for file in experiment.files("history", [same, other]) if file.exists()}, fresh, root)
+    keeping.merge({file for file in experiment.files("history", [same, other]) if file.exists()}, fresh, root)
     assert tables_in(root) == [("history", 0), ("history", 1), ("selectivity", 0)]
     assert tables_in(fresh) == [("weights", 0)]
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from repro import cli, data, notebooks, store
+from repro import cli, data, execution, notebooks, store
 from repro.training import Recipe
 
 ORIGIN = {"recipe": {"dataset": "digits"}}
@@ -284,7 +284,7 @@ LAUGHS = "corruptions: &a [1.0, 1.0]\n" + "".join(
 def test_a_preset_with_tags_or_tricks_is_refused(text, words, tmp_path, monkeypatch, capsys):
     shutil.copytree(notebooks.FOLDER, tmp_path / "notebooks")
     monkeypatch.setattr(notebooks, "FOLDER", tmp_path / "notebooks")
-    monkeypatch.setattr(cli, "_run_all", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(execution, "run", lambda *_: pytest.fail("a kernel was started"))
     (tmp_path / "notebooks" / "presets" / "mine.yaml").write_text(text.replace("{file}", str(tmp_path / "sprung")))
     assert cli.main(["figures", "fig1", "--preset", "mine"]) == 2
     message = capsys.readouterr().err

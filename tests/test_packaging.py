@@ -173,7 +173,7 @@ ORDER = [
     "store",
     "experiment",
 ]
-ORDER += ["claims", "plots", "summary", "widgets", "notebooks", "site", "cli"]
+ORDER += ["claims", "plots", "summary", "widgets", "notebooks", "execution", "keeping", "site", "cli"]
 CORE_MODULES = ORDER[: ORDER.index("experiment") + 1]
 # Distribution of what is imported under another name, or comes with a dependency of ours.
 DISTRIBUTION = {

@@ -1,0 +1,107 @@
+"""Notebooks executed by papermill, several processes side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from repro import notebooks, store
+
+
+def run(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -> dict[str, dict]:
+    """Run notebooks, `jobs` at once; {name: seconds, error, output}."""
+    at_once = min(jobs, len(names))
+    folder = store.root() / "work" / "notebooks" / preset
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // at_once))
+    progress = folder / f"{os.getpid()}.progress"
+    progress.write_text("")
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads,
+        "REPRO_JOBS": str(max(1, jobs // at_once)),
+        "REPRO_PROGRESS": str(progress),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    waiting, running, results = list(names), {}, {}
+    every = 0.2 if sys.stderr.isatty() else 20.0  # seconds between two looks at the progress; a log needs few
+    bar, shown = tqdm(total=len(names), unit="step", desc="figures", dynamic_ncols=True), time.monotonic()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                name = waiting.pop(0)
+                output = folder / f"{name}.ipynb"
+                output.unlink(missing_ok=True)  # what an earlier run left would be taken for this one's
+                running[name] = _start(name, output, parameters[name], environment), time.monotonic(), output
+            for name, (process, start, output) in list(running.items()):
+                if process.poll() is not None:
+                    results[name] = {
+                        "seconds": time.monotonic() - start,
+                        "error": _cause(output, process.returncode) if process.returncode else "",
+                        "output": output,
+                    }
+                    del running[name]
+            if time.monotonic() - shown > every:
+                _show_progress(bar, progress, len(names), len(results), running)
+                shown = time.monotonic()
+            time.sleep(0.05)
+    finally:
+        for process, *_ in running.values():
+            process.terminate()
+        bar.close()
+        progress.unlink()
+    return {name: results[name] for name in names}
+
+
+def _start(name: str, output: Path, parameters: dict, environment: dict) -> subprocess.Popen:
+    import yaml
+
+    command = [sys.executable, "-m", "papermill", str(notebooks.FOLDER / f"{name}.ipynb"), str(output)]
+    command += ["--cwd", str(notebooks.FOLDER), "--no-progress-bar", "--log-level", "ERROR", "-k", "python3"]
+    if parameters:
+        command += ["-y", yaml.safe_dump(parameters)]
+    with open(
+        output.with_suffix(".log"), "w"
+    ) as log:  # not a pipe: nobody reads along, and a full one stops the kernel
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def _show_progress(bar, path: Path, notebooks: int, finished: int, running: dict) -> None:
+    """Steps are notebooks and tables: what the notebooks said they have before them, and what is done."""
+    lines = [line.split() for line in path.read_text().splitlines()]
+    bar.total = notebooks + sum(int(n) for what, n in lines if what == "planned")
+    bar.n = finished + sum(int(n) for what, n in lines if what == "done")
+    bar.set_postfix_str(" ".join(running), refresh=False)
+    bar.refresh()
+
+
+def _cause(output: Path, code: int) -> str:
+    """The cell and the error that a notebook failed with, from what papermill left of it and its exit code."""
+    import nbformat
+
+    with contextlib.suppress(OSError, ValueError):  # not written at all, or half of it
+        for cell in nbformat.read(output, as_version=4).cells:
+            for out in cell.get("outputs", []):
+                if out.output_type == "error":
+                    what = out.evalue.strip().partition("\n")[0]
+                    return f"in the cell that begins {cell.source.partition(chr(10))[0]!r}: {out.ename}: {what}"
+    lines = output.with_suffix(".log").read_text().strip().splitlines()
+    return lines[-1] if lines else f"its process ended with {code}; was it killed, or out of memory?"
+
+
+def keep_outputs(executed: list[Path]) -> None:
+    """Put executed notebooks in the place of their sources, without what changes from run to run."""
+    import nbformat
+
+    for path in executed:
+        notebook = nbformat.read(path, as_version=4)
+        for part in (notebook, *notebook.cells):
+            for changing in ("papermill", "execution", "widgets"):
+                part.metadata.pop(changing, None)
+        text = nbformat.writes(notebook)
+        store.write_whole(notebooks.FOLDER / path.name, (text.rstrip("\n") + "\n").encode())

@@ -1,0 +1,106 @@
+"""Looking after a store: what its files are, what a fresh one replaces, what may go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from repro import store
+from repro.training import Recipe
+
+
+def read_all() -> tuple[list[store.Entry], int]:
+    """All whole files of the store, and how many are damaged; each of those is named on standard error."""
+    sound, damaged = [], 0
+    for path in store.paths():
+        try:
+            sound.append(store.read_entry(path))
+        except store.Damaged as error:
+            if path.exists():  # a state of training goes when the training is done
+                print(error, file=sys.stderr)
+                damaged += 1
+    return sound, damaged
+
+
+def described(entry: store.Entry) -> str:
+    """One line on a file: its name and size, what it holds, and the recipe's fields that are set."""
+    kind = entry.origin.get("analysis", "state of training" if entry.path.parent.name == "work" else "network")
+    at = f" epoch {entry.origin['epoch']}" if "epoch" in entry.origin else ""
+    what = " ".join(f"{name}={value}" for name, value in entry.origin["recipe"].items() if value is not None)
+    return f"{entry.path.name}  {entry.path.stat().st_size / 1000:8.1f} kB  {kind}{at}  {what}"
+
+
+def merge(files: set[Path], fresh: Path, final: Path) -> None:
+    """Let files of a fresh store replace those of another. Where a network came out differently, as on another machine, what
+    was made of the old one is not kept beside the new one. What another, interrupted run left in the fresh store stays."""
+    changed = {_key(entry) for entry in map(store.read_entry, files) if _differs(entry, final)}
+    new, stale = {path.name for path in files}, 0
+    for path in [*final.glob("results/*.parquet"), *final.glob("checkpoints/*.safetensors")] if changed else []:
+        if path.name not in new and _key(store.read_entry(path)) in changed:
+            path.unlink()
+            stale += 1
+    if stale:
+        print(f"{stale} files made of networks that came out differently here were removed", file=sys.stderr)
+    for path in files:
+        (final / path.parent.name).mkdir(parents=True, exist_ok=True)
+        os.replace(path, final / path.parent.name / path.name)
+    if not any(fresh.glob("*/*.parquet")) and not any(fresh.glob("*/*.safetensors")):
+        shutil.rmtree(fresh)
+
+
+def _differs(entry: store.Entry, final: Path) -> bool:
+    """Whether a store holds this network, or this table, with other numbers."""
+    old = final / entry.path.parent.name / entry.path.name
+    if not old.exists():
+        return False
+    if old.suffix == ".parquet":
+        if (final / "checkpoints" / f"{_key(entry)}.safetensors").exists():  # then the network itself tells
+            return False
+        (new, _), (old, _) = (store.read_columns(path, entry.origin) for path in (entry.path, old))
+        return not new.equals(old)
+    new, old = (store.read_tensors(path, entry.origin) for path in (entry.path, old))
+    return any(not torch.equal(tensor, old[name]) for name, tensor in new.items())
+
+
+def count_orphans(entries: list[store.Entry]) -> None:
+    there = {_key(entry) for entry in entries if entry.path.parent.name == "checkpoints"}
+    alone = [entry for entry in entries if entry.path.parent.name == "results" and _key(entry) not in there]
+    if alone:
+        print(f"{len(alone)} tables whose network is not kept here; --fresh trains it again")
+
+
+def remove(entries: list[store.Entry], for_good: bool) -> None:
+    """Say which files nothing refers to, and remove them `for_good`, except where somebody works on that network."""
+    for entry in entries:
+        print(described(entry))
+    leftovers = store.leftovers()
+    for path in leftovers:
+        print(f"{path.name}  left by a process that was killed")
+    files = [entry.path for entry in entries] + leftovers
+    total = sum(path.stat().st_size for path in files) / 1e6
+    if not for_good:
+        print(f"{len(files)} files, {total:.1f} MB; nothing is removed without --yes")
+        return
+    removed = 0
+    for entry in entries:
+        with store.lock(_key(entry), wait=False) as mine:
+            if mine:
+                entry.path.unlink(missing_ok=True)
+            else:
+                print(f"{entry.path.name} is left: its network is being trained or measured")
+            removed += mine
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    print(f"{removed + len(leftovers)} of {len(files)} files removed")
+
+
+def _key(entry: store.Entry) -> str:
+    """The lock of a file's network; its own name where its recipe has no meaning any more."""
+    try:
+        return Recipe(**entry.origin["recipe"]).key
+    except (TypeError, ValueError):
+        return entry.path.stem
