@@ -32,6 +32,7 @@ from repro.analyses import measure_model as measure_model  # of a network withou
 from repro.training import FORMAT, Group, Recipe, Run, build, device, digest, together, training_set
 
 AT_ONCE = 64  # networks that train together on a GPU
+SPLITS = {"train": "training", "test": "test"}
 SAVE_EVERY = 60  # seconds between stored states of a network in training
 
 
@@ -89,8 +90,8 @@ def measure(
     -------
     DataFrame
         Columns: network (the recipe's key), the recipe's fields, epoch, <analysis>_device (the GPU's name or the CPU's
-        architecture; it bears the analysis's name so that tables measured on different machines merge), and the
-        analysis's own.
+        architecture), <analysis>_on (which images were measured, such as "up to 200 test images"; both bear the analysis's
+        name so that tables measured in different ways merge), and the analysis's own.
 
     Raises
     ------
@@ -192,8 +193,10 @@ class _Wanted:
     def columns(self, made: dict) -> dict:
         """What stands in every row of the table, of whose making the store says `made`."""
         epoch = self.recipe.epochs if self.epoch is None else self.epoch
-        where = {f"{self.analysis}_device": made.get("device")}
-        return {"network": self.recipe.key} | vars(self.recipe) | {"epoch": epoch} | where
+        splits = SPLITS.values() if ANALYSES[self.analysis].both_splits else [SPLITS[self.split]]
+        on = " and ".join(f"up to {self.images:,} {split}" if self.images else split for split in splits) + " images"
+        how = {f"{self.analysis}_device": made.get("device"), f"{self.analysis}_on": on}
+        return {"network": self.recipe.key} | vars(self.recipe) | {"epoch": epoch} | how
 
     def compute(self, model: nn.Module) -> None:
         """Measure the network and store the table."""
@@ -214,7 +217,7 @@ class _Wanted:
 
 def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> None:
     _check_recipes("recipes", recipes, epochs or [], "epochs")
-    if not isinstance(split, str) or split not in ("train", "test"):
+    if not isinstance(split, str) or split not in SPLITS:
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
     if not isinstance(compute, str) or compute not in ("missing", "nothing"):
         raise ValueError(f"compute: expected 'missing' or 'nothing', got {compute!r}")

@@ -1,6 +1,7 @@
 """Every rule of `repro.claims` on made-up tables where it must say yes, partly or no; what it refuses."""
 
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -251,7 +252,9 @@ def test_rule(claim, verdict, table):
 def test_all_fifteen_claims_are_there():
     paper = [claim for claim in CLAIMS if not claim.startswith("X")]
     assert " ".join(paper) == "C1 C2 C3a C3b C4a C4b C4c C5a C5b C6 C7 CA1 CA2 CA3 CA4"
-    assert all(claim.statement.endswith(".") and claim.panel for claim in CLAIMS.values())
+    assert all(
+        claim.statement.endswith(".") and claim.panel and "\n" not in claim.statement for claim in CLAIMS.values()
+    )
     assert {c for c, _, _ in CASES} == set(TABLES) == set(paper)
 
 
@@ -595,6 +598,22 @@ def test_different_lengths_of_training_are_noted():
     assert "the networks did not train equally long" in check("C1", table).notes
 
 
+def test_every_claim_says_its_rule_beside_its_verdict():
+    assert all(re.fullmatch(r"Reproduced: .+\. Partly: .+\.", claim.rule) for claim in CLAIMS.values())
+    assert f"- rule: {CLAIMS['C1'].rule}" in check("C1", TABLES["C1"], resamples=50)._repr_markdown_()
+
+
+def test_ca3_tells_the_correlation_within_layers_beside_that_of_all_units():
+    """Norms that grow with depth as selectivity does, and fall with it inside every layer."""
+    table, falling = TABLES["CA3"].copy(), TABLES["CA3"]["selectivity"].to_numpy()
+    depth = pd.factorize(table["layer"])[0]
+    table["selectivity"] = 0.1 * depth + 0.01 * falling
+    table["l1_norm"] = 10.0 * depth - falling
+    effects = {effect.name: effect.estimate for effect in check("CA3", table, resamples=20).effects}
+    for model in ("ConvNet", "ResNet-50"):
+        assert effects[f"ρ, {model}"] > 0.3 and effects[f"ρ within layers, {model}"] == pytest.approx(-1)
+
+
 def test_scorecard_of_verdicts_and_of_their_json():
     verdicts = [check(claim, TABLES[claim], resamples=50) for claim in ("C1", "C4b", "CA2")]
     card = scorecard(verdicts)
@@ -602,7 +621,8 @@ def test_scorecard_of_verdicts_and_of_their_json():
     rows = [line for line in card.splitlines() if line.startswith("|")]
     assert len(rows) == 5 and all(row.count("|") == 7 for row in rows)
     assert "and 3 more" in rows[2] and "−0.728" in rows[3]
-    assert card.split("\n\n## Beside the rules")[0].endswith("in the paper")
+    assert card.split("\n\n## Rules")[0].endswith("in the paper")
+    assert f"- C4b. {CLAIMS['C4b'].rule}" in card.splitlines()
 
 
 def test_the_scorecard_ends_with_what_no_rule_looks_at():

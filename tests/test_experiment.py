@@ -80,7 +80,14 @@ def forbid_data(monkeypatch):
 @each_analysis
 def test_columns_are_network_recipe_epoch_and_the_analysis_own(analysis):
     table = measure(analysis, RECIPES, **OPTIONS.get(analysis, {}))
-    assert list(table.columns) == ["network", *FIELDS, "epoch", f"{analysis}_device", *COLUMNS[analysis]]
+    assert list(table.columns) == [
+        "network",
+        *FIELDS,
+        "epoch",
+        f"{analysis}_device",
+        f"{analysis}_on",
+        *COLUMNS[analysis],
+    ]
     assert list(table["network"].unique()) == [recipe.key for recipe in RECIPES]
     assert (table["epoch"] == 3).all()
     for recipe in RECIPES:
@@ -206,10 +213,17 @@ def test_fewer_images_are_a_fixed_choice_among_them():
     some = measure("single_unit", [RECIPE], images=50)
     assert not np.allclose(whole["accuracy"], some["accuracy"])
     assert np.allclose(some["accuracy"] * 50, (some["accuracy"] * 50).round())
-    pd.testing.assert_frame_equal(measure("single_unit", [RECIPE], images=10_000), whole)
+    told = {"single_unit_on": "up to 10,000 training images"}
+    pd.testing.assert_frame_equal(measure("single_unit", [RECIPE], images=10_000), whole.assign(**told))
     row = measure("history", [RECIPE], images=50).iloc[0]
     assert row["train_accuracy"] * 50 == pytest.approx(round(row["train_accuracy"] * 50))
     assert row["test_accuracy"] * 50 == pytest.approx(round(row["test_accuracy"] * 50))
+
+
+def test_a_column_tells_which_images_were_measured():
+    assert (measure("selectivity", [RECIPE])["selectivity_on"] == "training images").all()
+    assert (measure("selectivity", [RECIPE], split="test", images=50)["selectivity_on"] == "up to 50 test images").all()
+    assert (measure("history", [RECIPE])["history_on"] == "training and test images").all()
 
 
 def test_snapshots_show_the_network_as_it_was():

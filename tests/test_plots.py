@@ -507,8 +507,33 @@ def test_the_corner_tells_the_rank_correlation():
     plots.auc_against(ax, table, "test_loss")
     order = np.argsort(np.argsort(table[["auc", "test_loss"]].to_numpy(), axis=0), axis=0)
     rho = np.corrcoef(order.T)[0, 1]
-    assert f"Spearman ρ = {rho:.2f}".replace("-", "−") in [text.get_text() for text in ax.texts]
+    assert f"Spearman ρ = {rho:.2f} (all dots)".replace("-", "−") in [text.get_text() for text in ax.texts]
     assert ax.collections[0].get_offsets().shape == (50, 2)
+
+
+def test_the_rank_correlation_covers_no_dot():
+    corners = pd.DataFrame({"x": [0, 0, 1, 1, 0.5] * 4, "y": [0, 1, 0, 1, 0.5] * 4, "network": "n"})
+    ax = axes()
+    plots.scatter(ax, corners, "x", "y")
+    ax.figure.draw_without_rendering()
+    (text,) = (text for text in ax.texts if "Spearman" in text.get_text())
+    places = ax.transData.transform(corners[["x", "y"]].to_numpy())
+    assert not any(text.get_window_extent().contains(*place) for place in places)
+
+
+def test_accuracy_is_named_by_the_images_it_was_measured_on():
+    table = corrupted(networks=1, orders=2)
+    for on, expected in (
+        ({}, "accuracy (%)"),
+        ({"cumulative_on": "training images"}, "training accuracy (%)"),
+        ({"cumulative_on": "up to 200 test images"}, "test accuracy (%)"),
+        ({"cumulative_on": "training images", "history_on": "training and test images"}, "training accuracy (%)"),
+        ({"ranked_on": "training and test images"}, "accuracy (%)"),
+    ):
+        ax = axes()
+        plots.curves(ax, table.assign(**on), hue="corruption")
+        assert ax.get_ylabel() == expected
+        assert ("ablation on up to 200 test images" in plots.note(table.assign(**on))) == ("up to" in str(on))
 
 
 def test_a_key_names_units_only_where_levels_are_numbers():

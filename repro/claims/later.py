@@ -36,7 +36,11 @@ CASPER = "later work: Casper et al. 2021"
 @claim("X1", "x1", "layer", "unit", "class", "share", "delta_accuracy", "selectivity", "preferred_class",
        paper=ZHOU, per_dataset=True)  # fmt: skip
 def _x1(table, boot):
-    """Selectivity of a unit predicts the damage that its ablation does to single classes."""
+    """Selectivity of a unit predicts the damage that its ablation does to single classes.
+
+    Reproduced: within layers, ρ of selectivity with the largest drop of a class and with that of the preferred
+    class above 0. Partly: one of the two.
+    """
     alive, dead = alive_units(class_damage(table), "selectivity", "preferred_drop")
     layers = list(alive["layer"].unique())
     drops = {"largest_drop": "largest class drop", "preferred_drop": "drop of the preferred class", "drop": "drop"}
@@ -61,7 +65,11 @@ def _x1(table, boot):
 
 @claim("X2a", "x2", "layer", "unit", "selectivity", "mutual_information", "delta_loss", paper=AMJAD, per_dataset=True)
 def _x2a(table, boot):
-    """Within a layer, selective and informative units are the more important ones."""
+    """Within a layer, selective and informative units are the more important ones.
+
+    Reproduced: within layers, ρ of selectivity and ρ of mutual information with importance above 0. Partly: one of
+    the two.
+    """
     alive, dead = alive_units(table, "selectivity", "mutual_information", "delta_loss")
     layers, within, everywhere = list(alive["layer"].unique()), [], []
     for column in ("selectivity", "mutual_information"):
@@ -74,7 +82,11 @@ def _x2a(table, boot):
 
 @claim("X2b", "x2", "by", "direction", *CURVE, paper=AMJAD, per_dataset=True)
 def _x2b(table, boot):
-    """Ablating the selective or informative units of each layer first does more damage than ablating them last."""
+    """Ablating the selective or informative units of each layer first does more damage than ablating them last.
+
+    Reproduced: for selectivity and for mutual information, AUC with the lowest first − with the highest first above
+    0. Partly: one of the two.
+    """
     by = ["network", "by", "direction", "order"]
     areas = auc(one_curve(table, *by), by=by).groupby(by[:3]).mean().unstack("direction")
     effects = []
@@ -99,7 +111,11 @@ def _x2b(table, boot):
 
 @claim("X3", "x3", "alpha", "layer", "unit", "selectivity", "test_accuracy", paper=LEAVITT, per_dataset=True)
 def _x3(table, boot):
-    """Training against selectivity lowers it at almost no cost; training for selectivity hurts."""
+    """Training against selectivity lowers it at almost no cost; training for selectivity hurts.
+
+    Reproduced: α = −1 lowers mean selectivity and costs less than 1 % point of test accuracy, and α = 1 lowers test
+    accuracy. Partly: one of the two.
+    """
     networks = with_arms(networks_of(table, "alpha", "test_accuracy"), "alpha", -1, 0, 1)
     arms = networks["alpha"]
     accuracy = arm_means(_differing(networks["test_accuracy"], boot, arms), arms)
@@ -121,7 +137,11 @@ def _x3(table, boot):
 
 @claim("X4", "x4", "epoch", "layer", "unit", "selectivity", "delta_loss", paper=RANADIVE, per_dataset=True)
 def _x4(table, boot):
-    """Selective units appear early in training, and matter more then than at its end."""
+    """Selective units appear early in training, and matter more then than at its end.
+
+    Reproduced: more than half of the rise of mean selectivity in the first tenth of training, and ρ with importance
+    higher then than at the end. Partly: one of the two.
+    """
     epochs = np.sort(table["epoch"].unique())
     early = epochs[(epochs > 0) & (epochs <= epochs[-1] / 10)]
     if epochs[0] != 0 or len(early) == 0:
@@ -173,7 +193,10 @@ def _along_training(selectivity, importance, early, last):
 
 @claim("X5a", "x5", "lr", "batch_size", "train_accuracy", "test_accuracy", *CURVE, paper=CONTROL)
 def _x5a(table, boot):
-    """AUC tells test accuracy also when it is divided by unablated accuracy, and given training accuracy."""
+    """AUC tells test accuracy also when it is divided by unablated accuracy, and given training accuracy.
+
+    Reproduced: both ρ above 0. Partly: one of the two.
+    """
     (train, test, area, normalised), notes = settings_of(table, boot)
     effects = [
         Effect.of("ρ(normalised AUC, test accuracy)", spearman(normalised, test)),
@@ -186,7 +209,10 @@ def _x5a(table, boot):
 
 @claim("X5b", "x5", "corruption", *CURVE, paper=CONTROL, per_dataset=True)
 def _x5b(table, boot):
-    """AUC differs more between corruption fractions than between networks of one fraction or orders of one network."""
+    """AUC differs more between corruption fractions than between networks of one fraction or orders of one network.
+
+    Reproduced: more than half of AUC's variance is between fractions. Partly: the estimate is more than half.
+    """
     arms, _ = corruption_arms(table, least=0.2)
     by = ["network", "order"]
     areas = auc(one_curve(table, *by), by=by).groupby("network")
@@ -214,7 +240,10 @@ def _x5b(table, boot):
 
 @claim("X5c", "x5", "corruption", "value", *CURVE, paper=CONTROL, per_dataset=True)
 def _x5c(table, boot):
-    """Networks that memorized fall faster whatever their units are ablated to."""
+    """Networks that memorized fall faster whatever their units are ablated to.
+
+    Reproduced: AUC(0) − AUC(1) above 0 for zero, mean and resampled values. Partly: for one of them.
+    """
     with_arms(table, "value", "zero", "mean", "resampled")
     effects = [_fall(table[table["value"] == v], boot, f", to {v}") for v in ("zero", "mean", "resampled")]
     above = [effect.above(0) for effect in effects]
@@ -223,7 +252,10 @@ def _x5c(table, boot):
 
 @claim("X5d", "x5", "corruption", "directions", *CURVE, paper=CONTROL, per_dataset=True)
 def _x5d(table, boot):
-    """Networks that memorized fall faster, too, where random directions are taken from their layers and not units."""
+    """Networks that memorized fall faster, too, where random directions are taken from their layers and not units.
+
+    Reproduced: AUC(0) − AUC(1) with random directions above 0. Partly: its estimate above 0.
+    """
     with_arms(table, "directions", "units", "random")
     random, single = (
         _fall(table[table["directions"] == d], boot, f", {d}", d == "random") for d in ("random", "units")
@@ -241,7 +273,10 @@ def _x5d(table, boot):
 
 @claim("X5e", "x5", "layer", "unit", "selectivity", "l1_norm", "folded_l1_norm", paper=CONTROL, per_dataset=True)
 def _x5e(table, boot):
-    """Folding batch norm into the weights leaves the relation of selectivity and L1 norm as it was."""
+    """Folding batch norm into the weights leaves the relation of selectivity and L1 norm as it was.
+
+    Reproduced: ρ changes by less than 0.2. Partly: the interval of the change reaches into ±0.2.
+    """
     alive, dead = alive_units(table, "selectivity", "l1_norm", "folded_l1_norm")
 
     def statistic(units):
@@ -249,10 +284,18 @@ def _x5e(table, boot):
         return lambda counts: np.stack([counted_spearman(x, y, counts) for y in (raw, folded)], axis=-1)
 
     raw, folded = over_units(alive, boot, statistic).T
+    layers = list(alive["layer"].unique())
+    within = {
+        name: mean_over(correlations(alive, boot, "selectivity", column, layers)[:, 1:])
+        for name, column in (("plain", "l1_norm"), ("folded", "folded_l1_norm"))
+    }
     change = Effect.of("ρ(selectivity, L1 norm), folded − plain", folded - raw)
     beside = [
         Effect.of(f"ρ(selectivity, L1 norm), {name}", v, judged=False)
         for name, v in (("plain", raw), ("folded", folded))
+    ]
+    beside += [
+        Effect.of(f"ρ(selectivity, L1 norm) within layers, {name}", v, judged=False) for name, v in within.items()
     ]
     verdict = grade(change.above(-0.2) and change.below(0.2), change.low < 0.2 and change.high > -0.2)
     return [change, *beside], verdict, [dead, *size_notes([0] * table["network"].nunique(), "units")]
@@ -260,7 +303,10 @@ def _x5e(table, boot):
 
 @claim("X5f", "x5", "width", *CURVE, paper=CASPER, per_dataset=True)
 def _x5f(table, boot):
-    """Wider networks lose less by the same fraction: their units are redundant, and only equal widths compare."""
+    """Wider networks lose less by the same fraction: their units are redundant, and only equal widths compare.
+
+    Reproduced: ρ of width and AUC above 0.5. Partly: above 0.
+    """
     arms = networks_of(table, "width")["width"].astype(float)
     if arms.nunique() < 3:
         raise ValueError(f"table: X5f needs networks of at least three widths, got {arms.nunique()}")

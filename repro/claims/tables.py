@@ -82,6 +82,7 @@ def size_notes(arms, within="orders"):
     each = f" in {len(sizes)} arms of at least {sizes.min()}" if len(sizes) > 1 else ""
     alone = f"the interval reflects {within} only" if within else "no interval"
     few = {1: f"one network an arm: {alone}", 2: "two networks an arm: rough"}
+    few |= dict.fromkeys((3, 4), "few networks an arm: rather an 80 % interval")
     return [f"networks: {sizes.sum()}{each}", *([few[sizes.min()]] if sizes.min() in few else [])]
 
 

@@ -1,5 +1,6 @@
 """What the test of a claim comes to: effects with intervals, a verdict, a scorecard; and which claims there are."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
@@ -10,6 +11,11 @@ from pandas.api.types import is_numeric_dtype
 from repro.claims.statistics import Bootstrap
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
+HOW = (
+    "A bound is kept if the whole 95 % interval keeps it. Intervals are percentiles of a bootstrap over networks and, within "
+    "them, over orders, repeats or units; with three or four networks an arm they are too short, as such intervals are: read "
+    "them as about 80 %."
+)
 HINDSIGHT = (
     "These rules were written when the networks of the paper's figures had been measured. X2a, X5a and X5b judge tables that "
     "were there; what X2a and X5a come to on digits could be read off the verdicts of C7 and C4c."
@@ -60,6 +66,7 @@ class Verdict:
     verdict: str  # "reproduced", "partly" or "not reproduced"
     paper: str  # the paper's number, "" where it gives none
     notes: tuple[str, ...] = ()
+    rule: str = ""
 
     def __str__(self):
         head = f"{self.claim}, {self.subject}: {self.verdict.upper()}."
@@ -69,6 +76,7 @@ class Verdict:
         lines = [f"**{self.claim}, {self.subject}: {self.verdict}.** {self.statement}", ""]
         lines += [f"- {effect}" + ("" if effect.judged else " *(not judged)*") for effect in self.effects]
         lines += [f"- paper: {self.paper}"] if self.paper else []
+        lines += [f"- rule: {self.rule}"] if self.rule else []
         return "\n".join(lines + [f"- *{note}*" for note in self.notes])
 
     def to_dict(self):
@@ -83,20 +91,23 @@ def _brief(effects, most=3):
 
 
 def scorecard(verdicts: Iterable[Verdict | dict]) -> str:
-    """Markdown, one row a verdict (or its `to_dict`) with its first three judged effects; later work by itself; then what
-    no rule looks at."""
+    """Markdown, one row a verdict (or its `to_dict`) with its first three judged effects; later work by itself; then the
+    rules, and what no rule looks at."""
     rows: dict[bool, list] = {False: [], True: []}
-    beside = []
+    beside, rules = [], {}
     for verdict in verdicts:
         v = verdict.to_dict() if isinstance(verdict, Verdict) else verdict
         effects = [Effect(**{k: np.nan if x is None else x for k, x in e.items()}) for e in v["effects"]]
         cells = [v["claim"], v["statement"], v["subject"], v["paper"] or "–", _brief(effects), f"**{v['verdict']}**"]
         rows[v["claim"].startswith("X")].append([cell.replace("|", "\\|") for cell in cells])
+        rules[v["claim"]] = v["rule"]
         more = [str(effect) for effect in effects if not effect.judged] + [f"*{note}*" for note in v["notes"]]
         beside += [f"- {v['claim']}, {v['subject']}: {'; '.join(more)}"] if more else []
     table = _markdown("paper", rows[False])
     table += "\n\n† quoted from memory, not read again in the paper" if "†" in table else ""
     table += f"\n\n## Later work\n\n{HINDSIGHT}\n\n{_markdown('source', rows[True])}" if rows[True] else ""
+    judged = [f"- {claim}. {rule}" for claim, rule in rules.items() if rule]
+    table += f"\n\n## Rules\n\n{HOW}\n\n" + "\n".join(judged) if judged else ""
     return table + ("\n\n## Beside the rules\n\n" + "\n".join(beside) if beside else "")
 
 
@@ -110,9 +121,10 @@ def _markdown(source, rows):
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim's statement, the panel that shows it, the paper's number, and what judges it."""
+    """A claim's statement and its rule, the panel that shows it, the paper's number, and what judges it."""
 
     statement: str
+    rule: str
     panel: str
     paper: str
     columns: tuple[str, ...]  # what its table needs beside `network`
@@ -126,10 +138,11 @@ LABELS = {"layer", "unit", "class", "order", "repeat", "value", "model", "datase
 
 
 def claim(claim_id, panel, *columns, paper="", per_dataset=False):
-    """Register a judge, whose docstring is the claim's statement."""
+    """Register a judge, whose docstring is the claim's statement and, in a second paragraph, its rule."""
 
     def register(judge):
-        CLAIMS[claim_id] = Claim(judge.__doc__, panel, paper, columns, per_dataset, judge)
+        statement, _, rule = inspect.getdoc(judge).partition("\n\n")
+        CLAIMS[claim_id] = Claim(statement, " ".join(rule.split()), panel, paper, columns, per_dataset, judge)
         return judge
 
     return register
@@ -178,7 +191,7 @@ def check(claim_id: str, table: pd.DataFrame, resamples: int = 2000, seed: int =
     if claim_id != "CA3" and "epochs" in table and table["epochs"].nunique() > 1:
         notes = [*notes, "the networks did not train equally long"]
     subject = ", ".join(subjects)
-    return Verdict(claim_id, subject, claim.statement, tuple(effects), verdict, claim.paper, tuple(notes))
+    return Verdict(claim_id, subject, claim.statement, tuple(effects), verdict, claim.paper, tuple(notes), claim.rule)
 
 
 def grade(reproduced, partly):

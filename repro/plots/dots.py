@@ -7,6 +7,8 @@ from matplotlib.ticker import FixedLocator
 from repro.plots import style as look
 from repro.plots import words
 
+LINES = " · lines: least squares, networks pooled"
+
 
 def per_network(table, normalize=False):
     """One row a network (and epoch): its AUC, mean over orders, beside what the table says of it.
@@ -86,8 +88,8 @@ def scatter(ax, table, x, y, hue=None, lines=False):
     if hue:
         look.level_key(ax, hue, palette, linestyle="", marker="o")
     rho = f"{spearman(data['_x'], data['_y']):.2f}".replace("-", "−")
-    look.in_emptiest_corner(ax, f"Spearman ρ = {rho}", data)
-    look.corner_note(ax, words.note(table) + words.left_out(table, x, y))
+    look.in_emptiest_corner(ax, f"Spearman ρ = {rho} (all dots)", data)
+    look.corner_note(ax, words.note(table) + words.left_out(table, x, y) + LINES * lines)
 
 
 def spearman(x, y):
@@ -146,7 +148,7 @@ def importance(ax, table, x="selectivity", y="delta_loss", lines=False):
     if x == "selectivity":
         ax.set_xlim(-0.02, 1.02)
         ax.xaxis.set_major_locator(FixedLocator(np.linspace(0, 1, 6)))
-    text = words.note(table) + words.left_out(table, x, y)
+    text = words.note(table) + words.left_out(table, x, y) + LINES * lines
     look.corner_note(ax, text + (f" · y: linear within ±{words.number(bend)}" if heavy else ""))
 
 

@@ -72,8 +72,9 @@ def curves(ax, table, hue=None, style=None, y="accuracy", vlines=(), each=False)
     units = table.groupby("network")["n_ablated"].max().unique() if "n_ablated" in table else []
     total = f" of {units[0]:,.0f}" if len(units) == 1 and table["fraction_ablated"].max() == 1 else ""
     ax.set_xlabel(f"units ablated (fraction{total})")
-    _accuracy_axis(ax, y)
-    look.corner_note(ax, f"{words.note(table)} · {'thin: each network' if each else 'band: SD over orders'}")
+    _accuracy_axis(ax, table, y)
+    lines = " · vertical: level of the same colour" if len(vlines) else ""
+    look.corner_note(ax, f"{words.note(table)} · {'thin: each network' if each else 'band: SD over orders'}{lines}")
 
 
 def noise(ax, table, hue=None, style=None, y="accuracy"):
@@ -126,7 +127,7 @@ def noise(ax, table, hue=None, style=None, y="accuracy"):
     ax.xaxis.set_major_formatter(lambda x, _: "0" if x < low * 0.99 else words.number(x))
     ax.set_xlim(left, high * 1.05)
     ax.set_xlabel(words.label("scale"))
-    _accuracy_axis(ax, y)
+    _accuracy_axis(ax, table, y)
     look.corner_note(ax, f"{words.note(table)} · band: SD over runs")
 
 
@@ -167,11 +168,12 @@ def training(ax, table, log=True, normalize=False):
         if column != "train_loss":
             best = points["mean"].idxmax() if column == "auc" else points["mean"].idxmin()
             ax.axvline(best, color=color, linewidth=0.8, linestyle=(0, (1, 1.6)), zorder=1.2)
-            dot = {"markeredgecolor": "white", "markeredgewidth": 0.7, "zorder": 4}
+            dot = {"markeredgecolor": "white", "markeredgewidth": 0.7, "zorder": 4, "clip_on": False}
             axes.plot(best, points["mean"][best], "o", color=color, **dot)
+    first, last = data["epoch"].min(), data["epoch"].max()
     if log:
         log_epochs(ax, data["epoch"])
-    ax.set_xlim(data["epoch"].min(), data["epoch"].max())
+    ax.set_xlim(first, last * 1.1 if log else last + 0.03 * (last - first))  # room for a line at the last epoch
     ax.set_ylim(bottom=0)
     for axis in (ax.xaxis, ax.yaxis, right.yaxis):
         look.plain_ticks(axis)
@@ -238,9 +240,9 @@ def _where(table, chosen):
     return table
 
 
-def _accuracy_axis(ax, y):
+def _accuracy_axis(ax, table, y):
     if y.startswith("accuracy"):
         ax.set_ylim(0, 103)  # room for the line of an intact network
         ax.yaxis.set_major_locator(FixedLocator(range(0, 101, 20)))
     look.plain_ticks(ax.yaxis)
-    ax.set_ylabel(words.label(y))
+    ax.set_ylabel(words.outcome_label(table, y))

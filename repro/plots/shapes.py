@@ -92,7 +92,8 @@ def by_depth(ax, table, column="selectivity"):
         ridge = layer + np.minimum(unit * ridges[layer], 1.6 * overlap)
         order = 2 + (len(layers) - layers.index(layer)) / len(layers)
         ax.fill_between(grid, layer, ridge, color=palette[layer], alpha=0.85, linewidth=0, zorder=order)
-        ax.plot(grid, ridge, color="white", linewidth=thin, zorder=order)
+        outline = np.where(ridges[layer] > 0.01 * ridges[layer].max(), ridge, np.nan)  # or it would cover the spine
+        ax.plot(grid, outline, color="white", linewidth=thin, zorder=order)
     medians = data.groupby("depth")["_x"].median()
     size = np.interp(len(layers), [2, 11, 49], [4, 3.2, 2])
     ax.plot(medians, medians.index, "o", color="#222222", markersize=size, markeredgecolor="white",

@@ -245,18 +245,23 @@ def level_key(ax, column, palette, **line):
     return key(ax, title, entries)
 
 
-def in_emptiest_corner(ax, text, data):
-    """Write a line of text in the corner of the axes where the fewest points (`_x`, `_y` of `data`) lie."""
+def in_emptiest_corner(ax, text, data, size=7):
+    """Write a line of text in the corner of the axes where the fewest points (`_x`, `_y` of `data`) lie; if any does, the
+    axes grow to make room for the text beside them."""
     ax.autoscale_view()  # else the points are not yet where they will be seen
     places = ax.transAxes.inverted().transform(ax.transData.transform(data[["_x", "_y"]].to_numpy()))
     corners = [(right, top) for top in (True, False) for right in (True, False)]
+    wide, high = text_width(text, size) / width(ax) + 0.06, 0.14
 
     def crowd(corner):
         right, top = corner
         x, y = (1 - places[:, 0] if right else places[:, 0]), (1 - places[:, 1] if top else places[:, 1])
-        return np.sum((x < 0.5) & (y < 0.14))
+        return np.sum((x < wide) & (y < high))
 
     right, top = min(corners, key=crowd)
+    if crowd((right, top)):
+        edge = ax.transData.inverted().transform(ax.transAxes.transform((0, 1 + high if top else -high)))[1]
+        ax.set_ylim(**{"top" if top else "bottom": edge})
     ax.text(
         0.98 if right else 0.02,
         0.98 if top else 0.03,
@@ -264,7 +269,7 @@ def in_emptiest_corner(ax, text, data):
         transform=ax.transAxes,
         ha="right" if right else "left",
         va="top" if top else "bottom",
-        size=7,
+        size=size,
         color="#333333",
         bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.2},
         zorder=5,

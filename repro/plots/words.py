@@ -45,6 +45,9 @@ LABELS = {
     "drop": ("drop of test accuracy (% points)", 100),
 }
 MODELS = {"mlp": "MLP", "convnet": "ConvNet", "resnet50": "ResNet-50"}
+# What analyses find out, for notes.
+MEASURED = {"cumulative": "ablation", "ranked": "ablation in order", "projections": "random directions"}
+MEASURED |= {"noise": "noise", "single_unit": "importance", "class_drops": "drops", "selectivity": "selectivity"}
 CPUS = {"x86_64", "aarch64", "arm64"}  # architectures; any other device is called as the table calls it
 
 # What recipes can differ in, but for `seed`: networks that differ in it alone are repeats.
@@ -73,6 +76,13 @@ def require(table, *columns):
         if column not in table:
             found = ", ".join(map(str, table.columns))
             raise ValueError(f"table: expected a column {column!r}, found {found}")
+
+
+def outcome_label(table, y):
+    """Name an accuracy or a loss of a damaged network, with the split that it was measured on if the table tells."""
+    on = {which for column in table.filter(regex="_on$") for which in table[column].dropna() if " and " not in which}
+    splits = {"test" if "test" in which else "training" for which in on}
+    return f"{splits.pop()} {label(y)}" if len(splits) == 1 else label(y)
 
 
 def level_name(column, level):
@@ -162,6 +172,9 @@ def note(table):
         parts.append((f"after {_range(table['epoch'])} of " if early else "") + _count(table["epochs"], "epoch"))
     if "network" in table:
         parts.append(_networks(table))
+    for analysis, name in MEASURED.items():
+        some = {which for which in table.get(f"{analysis}_on", pd.Series(dtype=object)).dropna() if "up to" in which}
+        parts += [f"{name} on {which}" for which in sorted(some)]
     devices = [table[column].dropna().unique() for column in table.filter(regex="_device$")]  # one of each analysis
     names = dict.fromkeys("CPU" if name in CPUS else name for some in devices for name in some)
     return " · ".join([*parts, " + ".join(names)] if names else parts)
