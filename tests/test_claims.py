@@ -603,6 +603,60 @@ def test_every_claim_says_its_rule_beside_its_verdict():
     assert f"- rule: {CLAIMS['C1'].rule}" in check("C1", TABLES["C1"], resamples=50)._repr_markdown_()
 
 
+@pytest.mark.parametrize("claim", ["C6", "C7", "CA2", "CA3", "CA4"])
+def test_units_that_stand_there_twice_are_refused(claim):
+    with pytest.raises(ValueError, match="table: expected one row per network, layer, unit"):
+        check(claim, pd.concat([TABLES[claim], TABLES[claim].assign(epoch=3)]))
+
+
+@pytest.mark.parametrize(("claim", "x"), [("C1", "fraction_ablated"), ("C3b", "fraction_ablated"), ("C2", "scale")])
+def test_curves_that_do_not_begin_intact_are_refused(claim, x):
+    table = TABLES[claim]
+    with pytest.raises(ValueError, match=f"table: expected every curve to begin with the intact network, at {x} 0"):
+        check(claim, table[(table[x] > 0) | (table["network"] != "n1")])
+
+
+@pytest.mark.parametrize(
+    ("argument", "wrong"), [("resamples", 0), ("resamples", 2.5), ("resamples", "a"), ("seed", -1), ("seed", None)]
+)
+def test_bad_resamples_and_seeds_are_refused_by_name(argument, wrong):
+    with pytest.raises(ValueError, match=f"{argument}: expected an integer"):
+        check("C1", TABLES["C1"], **{argument: wrong})
+
+
+def test_c4a_needs_the_same_orders_at_every_epoch():
+    table = TABLES["C4a"]
+    with pytest.raises(ValueError, match="table: expected the same orders at every epoch"):
+        check("C4a", table.assign(order=table["order"] + 10 * table["epoch"]))
+
+
+def test_c3b_is_about_normalised_auc_and_the_gap_of_training_and_test_accuracy():
+    """Networks that learned more fall earlier from higher up: raw AUC, and test error, go the other way."""
+    train = np.linspace(0.3, 1, 20)
+    table = trained(0.7 - 0.2 * train, 0.2 + 0.3 * train).assign(
+        train_accuracy=lambda t: train[t["network"].str[1:].astype(int)],
+        accuracy=lambda t: t["accuracy"] * t["train_accuracy"],
+    )
+    verdict = check("C3b", table, resamples=200)
+    effects = {effect.name: effect.estimate for effect in verdict.effects}
+    assert verdict.verdict == YES and effects["ρ(normalised AUC, generalization error)"] < -0.8
+    assert effects["ρ(raw AUC, generalization error)"] > 0.8 and effects["ρ(normalised AUC, test error)"] > 0.8
+
+
+def test_c6_compares_the_median_of_selectivity_and_the_mean_of_information():
+    """Skewed, so that mean and median move in opposite directions."""
+
+    def arm(batch_norm):
+        def draw(rng, layer, n):
+            up, down = np.where(np.arange(n) < 0.2 * n, 5.0, -0.2), np.where(np.arange(n) < 0.2 * n, -5.0, 0.2)
+            s, i = 0.02 * rng.normal(size=(2, n))
+            return {"selectivity": 5 + batch_norm * up + s, "mutual_information": 6 - batch_norm * down + i}
+
+        return {"batch_norm": batch_norm, "draw": draw}
+
+    assert check("C6", units([arm(b) for b in (True, False) for _ in range(4)]), resamples=200).verdict == YES
+
+
 def test_ca3_tells_the_correlation_within_layers_beside_that_of_all_units():
     """Norms that grow with depth as selectivity does, and fall with it inside every layer."""
     table, falling = TABLES["CA3"].copy(), TABLES["CA3"]["selectivity"].to_numpy()

@@ -20,7 +20,7 @@ from torch import nn
 
 from repro import ablation, claims, data, experiment, models, noise, selectivity, training, units
 from repro.training import Recipe
-from tests import networks, test_claims
+from tests import networks, test_claims, test_claims_later
 
 THOROUGH = os.environ.get("REPRO_FAULT_TESTS") == "1"
 some = settings(max_examples=200 if THOROUGH else 30)
@@ -494,11 +494,14 @@ def test_measure(arguments, options):
         assert len(table) and set(table["network"]) == {RECIPES[0].key}
 
 
+CLAIM_TABLES = test_claims.TABLES | test_claims_later.TABLES
+
+
 @st.composite
 def spoiled(draw):
     """(a claim, its table with something wrong)."""
-    claim = draw(st.sampled_from(list(test_claims.TABLES)))
-    table = test_claims.TABLES[claim].copy()
+    claim = draw(st.sampled_from(list(CLAIM_TABLES)))
+    table = CLAIM_TABLES[claim].copy()
     columns = [c for c in table if c in ("network", *claims.CLAIMS[claim].columns)]
     for _ in range(draw(st.integers(0, 2))):
         column, what = (

@@ -16,6 +16,7 @@ from repro.claims.tables import (
     corruption_arms,
     networks_of,
     one_curve,
+    one_row,
     over_units,
     settings_of,
     size_notes,
@@ -41,6 +42,7 @@ def _x1(table, boot):
     Reproduced: within layers, ρ of selectivity with the largest drop of a class and with that of the preferred
     class above 0. Partly: one of the two.
     """
+    one_row(table, "network", "layer", "unit", "class")
     alive, dead = alive_units(class_damage(table), "selectivity", "preferred_drop")
     layers = list(alive["layer"].unique())
     drops = {"largest_drop": "largest class drop", "preferred_drop": "drop of the preferred class", "drop": "drop"}
@@ -87,6 +89,7 @@ def _x2b(table, boot):
     Reproduced: for selectivity and for mutual information, AUC with the lowest first − with the highest first above
     0. Partly: one of the two.
     """
+    with_arms(table, "direction", "ascending", "descending")
     by = ["network", "by", "direction", "order"]
     areas = auc(one_curve(table, *by), by=by).groupby(by[:3]).mean().unstack("direction")
     effects = []
@@ -116,6 +119,7 @@ def _x3(table, boot):
     Reproduced: α = −1 lowers mean selectivity and costs less than 1 % point of test accuracy, and α = 1 lowers test
     accuracy. Partly: one of the two.
     """
+    one_row(table, "network", "layer", "unit")
     networks = with_arms(networks_of(table, "alpha", "test_accuracy"), "alpha", -1, 0, 1)
     arms = networks["alpha"]
     accuracy = arm_means(_differing(networks["test_accuracy"], boot, arms), arms)
@@ -146,8 +150,11 @@ def _x4(table, boot):
     early = epochs[(epochs > 0) & (epochs <= epochs[-1] / 10)]
     if epochs[0] != 0 or len(early) == 0:
         raise ValueError("table: X4 needs epoch 0 and one in the first tenth of training")
+    one_row(table, "network", "epoch", "layer", "unit")
     within = []
-    for _, units in table.groupby("network", sort=False):
+    for network, units in table.groupby("network", sort=False):
+        if absent := sorted(set(epochs) - set(units["epoch"])):
+            raise ValueError(f"table: X4 needs all networks at the same epochs, {network} lacks {absent[0]}")
         wide = units.pivot(index=["layer", "unit"], columns="epoch", values=["selectivity", "delta_loss"])
         statistic = _along_training(wide["selectivity"], wide["delta_loss"], early[-1], epochs[-1])
         within.append(boot.units(len(wide), statistic))
@@ -179,9 +186,8 @@ def _along_training(selectivity, importance, early, last):
         with np.errstate(invalid="ignore", divide="ignore"):
             means = (counts @ values) / (counts @ alive)  # (b, epochs)
             rise = np.nanmax(means, axis=1) - means[:, 0]
-            share = np.where(
-                rise > 0, (means[:, epochs.index(early)] - means[:, 0]) / np.where(rise > 0, rise, 1), np.nan
-            )
+            # A network whose selectivity never rises made no rise early.
+            share = np.where(rise > 0, (means[:, epochs.index(early)] - means[:, 0]) / np.where(rise > 0, rise, 1), 0.0)
         first, end = rho(counts, early), rho(counts, last)
         return np.stack([share, first - end, first, end], axis=-1)
 
@@ -235,7 +241,8 @@ def _x5b(table, boot):
         Effect.of(f"SD of AUC between {what}", np.sqrt(variance), judged=False)
         for what, variance in (("fractions", fraction), ("networks", between), ("orders", order))
     ]
-    return [share, *beside], grade(share.above(0.5), share.estimate > 0.5), size_notes(arms)
+    notes = [*size_notes(arms), "the share is biased upwards: fractions differ by their few networks, too"]
+    return [share, *beside], grade(share.above(0.5), share.estimate > 0.5), notes
 
 
 @claim("X5c", "x5", "corruption", "value", *CURVE, paper=CONTROL, per_dataset=True)

@@ -44,11 +44,11 @@ def _c1(table, boot):
 def _c2(table, boot):
     """Networks that memorized corrupted labels tolerate several times less noise on their units.
 
-    Reproduced: ρ below −0.5, and s(0) / s(f) above 1.5 for every fraction f from 0.4 on, s being the scale of noise
-    at which accuracy is half way to chance. Partly: one of the two.
+    Reproduced: ρ below −0.5, and s(0) / s(f) above 1.5 for every fraction f from 0.4 on, s being the scale of noise at
+    which accuracy is half way to chance (one in ten, unless a column `classes` tells). Partly: one of the two.
     """
     arms, fractions = corruption_arms(table, least=0.4)
-    chance = 1 / table["classes"].iloc[0] if "classes" in table else 0.1
+    chance = 1 / table["classes"].iloc[0] if "classes" in table else 0.1  # the data sets of the figures have ten
     log_scales, censored = {network: [] for network in arms.index}, 0
     for (network, _), curve in curves_of(table, "network", "repeat", x="scale"):
         scale, outside = _half_way(*curve, chance)
@@ -146,8 +146,6 @@ def _c4c(table, boot):
     Reproduced: ρ of AUC and test accuracy above 0.5. Partly: above 0.
     """
     (train, test, area, normalised), notes = settings_of(table, boot)
-    if area.shape[1] < 4:
-        raise ValueError(f"table: C4c needs at least four settings of lr and batch_size, got {area.shape[1]}")
     rho = Effect.of("ρ(AUC, test accuracy)", spearman(area, test))
     beside = {
         "ρ(normalised AUC, test accuracy)": spearman(normalised, test),
@@ -333,9 +331,11 @@ def _snapshots(table, boot):
     by = ["network", "epoch", "order"]
     areas = auc(one_curve(table, *by), by=by).unstack("order")
     for network in table["network"].unique():
-        loss = table[table["network"] == network].groupby("epoch")["test_loss"].first().fillna(np.inf)
+        loss = table[table["network"] == network].groupby("epoch")["test_loss"].first()
         # An order ablates the same units at every epoch, so a network's epochs share each draw of orders.
         orders = areas.loc[network].loc[loss.index].dropna(axis=1).T
+        if orders.empty:
+            raise ValueError("table: expected the same orders at every epoch of a network")
         yield loss.index.to_numpy(), boot.orders(orders), loss.to_numpy()
 
 
@@ -350,6 +350,8 @@ def best_and_worst(table):
 
 def selection(area, accuracy, rng, draws=1000):
     """In random halves of the settings: is the one of highest AUC among the best, and what does it cost?"""
+    if len(area) < 4:
+        raise ValueError(f"table: needs at least four settings of lr and batch_size, got {len(area)}")
     half = len(area) // 2
     best = (1, 5, 10) if half >= 48 else sorted({1, int(np.ceil(half / 10)), int(np.ceil(half / 5))})
     halves = rng.permuted(np.tile(np.arange(len(area)), (draws, 1)), axis=1)[:, :half]

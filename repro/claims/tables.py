@@ -34,13 +34,20 @@ def corruption_arms(table, least):
     return arms, fractions
 
 
+def one_row(table, *by):
+    """The table, once it is sure that it holds one row per `by`."""
+    if table.duplicated(list(by)).any():
+        raise ValueError(f"table: expected one row per {', '.join(by)}; are epochs or values mixed?")
+    return table
+
+
 def one_curve(table, *by, x="fraction_ablated"):
-    """The table, once it is sure that it holds one curve per `by`."""
-    if table.duplicated([*by, x]).any():
-        raise ValueError(f"table: expected one row per {', '.join([*by, x])}; are epochs or values mixed?")
+    """The table, once it is sure that it holds one curve per `by`, each from the intact network on."""
     if table["accuracy"].isna().any():
         raise ValueError("table: expected an accuracy in every row, got NaN")
-    return table
+    if (table.groupby(list(by))[x].min() != 0).any():
+        raise ValueError(f"table: expected every curve to begin with the intact network, at {x} 0")
+    return one_row(table, *by, x)
 
 
 def curves_of(table, *by, x="fraction_ablated"):
@@ -57,7 +64,8 @@ def areas_of(table, networks, boot, normalize=False):
 
 def settings_of(table, boot):
     """Training accuracy, test accuracy, AUC as it is and divided by unablated accuracy of every pair of learning rate and
-    batch size, means over its networks, (4, draws, settings): settings are drawn, then networks of each, then orders."""
+    batch size, means over its networks, (4, draws, settings): settings are drawn, then networks of each, then orders; and
+    a note."""
     networks = networks_of(table, "lr", "batch_size", "train_accuracy", "test_accuracy")
     accuracies = [np.tile(networks[[column]], boot.size) for column in ("train_accuracy", "test_accuracy")]
     areas = [areas_of(table, networks.index, boot, normalize) for normalize in (False, True)]
@@ -70,6 +78,7 @@ def settings_of(table, boot):
 
 def alive_units(table, *columns):
     """Units that are not dead and have a value in every column, and a note on the others."""
+    one_row(table, "network", "layer", "unit")
     dead = table[list(columns)].isna().any(axis=1)
     if "dead" in table:
         dead |= table["dead"].astype(bool)

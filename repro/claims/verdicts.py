@@ -9,6 +9,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from repro.claims.statistics import Bootstrap
+from repro.evaluation import check_integer
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
 HOW = (
@@ -100,7 +101,7 @@ def scorecard(verdicts: Iterable[Verdict | dict]) -> str:
         effects = [Effect(**{k: np.nan if x is None else x for k, x in e.items()}) for e in v["effects"]]
         cells = [v["claim"], v["statement"], v["subject"], v["paper"] or "–", _brief(effects), f"**{v['verdict']}**"]
         rows[v["claim"].startswith("X")].append([cell.replace("|", "\\|") for cell in cells])
-        rules[v["claim"]] = v["rule"]
+        rules[v["claim"]] = v.get("rule", "")  # records of earlier versions have none
         more = [str(effect) for effect in effects if not effect.judged] + [f"*{note}*" for note in v["notes"]]
         beside += [f"- {v['claim']}, {v['subject']}: {'; '.join(more)}"] if more else []
     table = _markdown("paper", rows[False])
@@ -164,12 +165,14 @@ def check(claim_id: str, table: pd.DataFrame, resamples: int = 2000, seed: int =
     Raises
     ------
     ValueError
-        For an unknown claim, an empty table, a missing column or arm, several data sets where the claim is
-        judged per data set, or several curves where one was expected.
+        For an unknown claim, resamples below 1, a negative seed, an empty table, a missing column or arm, several data
+        sets where the claim is judged per data set, or several curves or rows a unit where one was expected.
     """
     if not isinstance(claim_id, str) or claim_id not in CLAIMS:
         raise ValueError(f"claim_id: expected one of {', '.join(CLAIMS)}, got {claim_id!r}")
     claim = CLAIMS[claim_id]
+    check_integer("resamples", resamples, 1)
+    check_integer("seed", seed, 0)
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"table: expected a DataFrame, got {type(table).__name__}")
     missing = [column for column in ("network", *claim.columns) if column not in table]
