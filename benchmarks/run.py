@@ -276,7 +276,8 @@ matrix product reaches {rate:.0f} GFLOP/s there. Compare the ratios: seconds cha
   replications do it.
 - **timed**: a rival's cost is the same for every unit, so it is timed on a random sample and scaled.
 - **largest difference** of the loss (nats) between the rival's units or points and ours; of losses above 1, relative.
-- **floor**: the multiply-adds our method makes, as torch counts them, at the rate of the matrix product above.
+- **floor**: an estimate, the multiply-adds that our method makes, as torch counts them, at the rate of the matrix product above;
+  products of other sizes can be faster than that one.
 - Networks are He-initialized and images Gaussian noise: half of all units are active on an image. Those of a trained
   network are silent more often, and silent units cost nothing.
 

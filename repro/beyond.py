@@ -6,6 +6,7 @@ are no units: random ones, projected out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -174,7 +175,10 @@ def ranked(
     """
     if not isinstance(by, list | tuple) or not by or any(name not in PROPERTIES for name in by):
         raise ValueError(f"by: expected some of {', '.join(PROPERTIES)}, got {by!r}")
-    units = selectivity.table(model, x_test, y_test, layers)
+    try:
+        units = selectivity.table(model, x_test, y_test, layers)
+    except ValueError as error:  # which calls them x and y
+        raise ValueError(re.sub(r"^([xy]):", r"\1_test:", str(error))) from error
     if "importance" in by:
         units = units.merge(ablation.single_unit(model, x_test, y_test, layers))
     if "l1_norm" in by:

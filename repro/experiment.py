@@ -193,8 +193,8 @@ class _Wanted:
     def columns(self, made: dict) -> dict:
         """What stands in every row of the table, of whose making the store says `made`."""
         epoch = self.recipe.epochs if self.epoch is None else self.epoch
-        splits = SPLITS.values() if ANALYSES[self.analysis].both_splits else [SPLITS[self.split]]
-        on = " and ".join(f"up to {self.images:,} {split}" if self.images else split for split in splits) + " images"
+        split = " and ".join(SPLITS.values()) if ANALYSES[self.analysis].both_splits else SPLITS[self.split]
+        on = f"up to {self.images:,} {split} images" if self.images else f"{split} images"
         how = {f"{self.analysis}_device": made.get("device"), f"{self.analysis}_on": on}
         return {"network": self.recipe.key} | vars(self.recipe) | {"epoch": epoch} | how
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from numbers import Integral, Real
 
 import torch
 from torch import nn
@@ -172,6 +173,28 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def check_width(model: str, width) -> float | tuple[int, ...] | None:
+    """The width of a network by name: of an MLP a number of units, or one a layer; else a factor on the channel counts."""
+    if width is None:
+        return None
+    if model == "mlp" and isinstance(width, list | tuple):
+        return tuple(_positive("width", width))
+    kind, low, what = (Integral, 1, "an integer") if model == "mlp" else (Real, 1e-3, "a factor on the channel counts")
+    if not isinstance(width, kind) or isinstance(width, bool) or not low <= width <= MOST:
+        raise ValueError(f"width: expected {what} from {low} to {MOST}, got {width!r}")
+    return int(width) if model == "mlp" else float(width)
+
+
+def check_options(model: str, strides, batch_norm, dropout) -> None:
+    """What a model does not have shall not look as if it had it."""
+    if model != "mlp" and dropout != 0:
+        raise ValueError(f"dropout: expected 0, as a {model} has no dropout, got {dropout!r}")
+    if model != "convnet" and strides is not None:
+        raise ValueError(f"strides: expected None, as the {model} has its own, got {strides!r}")
+    if model != "convnet" and batch_norm is not True:
+        raise ValueError(f"batch_norm: expected True, as the {model} has no choice, got {batch_norm!r}")
+
+
 def build(
     model: str,
     image: Sequence[int],
@@ -203,25 +226,32 @@ def build(
         He-normal; PyTorch's own default initialization; the weights that torchvision publishes, for a resnet50 of full
         width on ImageNet.
     seed : int
-        Determines the initial weights; the global random state is left alone.
+        Determines the initial weights; the global random state is left alone, a GPU's too.
+
+    Raises
+    ------
+    ValueError
+        Names the argument and what was expected; what is another model's shall keep its default.
     """
+    if model not in tuple(ABLATED_LAYERS):
+        raise ValueError(f"model: unknown network {model!r}; expected {', '.join(ABLATED_LAYERS)}")
+    width = check_width(model, width)
+    check_options(model, strides, batch_norm, dropout)
     if init not in INITS:
         raise ValueError(f"init: expected one of {', '.join(INITS)}, got {init!r}")
     if init == "pretrained" and (model, classes, width or 1, image[-1] < 64) != ("resnet50", 1000, 1, False):
         raise ValueError("init: published weights are for a resnet50 of full width with ImageNet's 1,000 classes")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    # torch.manual_seed would seed GPUs too: so all is drawn on the CPU, whatever torch's default device is.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(int(seed))
         if model == "mlp":
-            widths = [128, 128] if width is None else width
-            widths = list(widths) if isinstance(widths, Sequence) else [int(widths)] * 2
+            widths = width if isinstance(width, tuple) else [width or 128] * 2
             network = mlp(int(torch.Size(image).numel()), widths, classes, dropout)
         elif model == "convnet":
             channels = [max(1, round((width or 1) * n)) for n in CHANNELS]
-            network = convnet(channels, strides or STRIDES, classes, image[0], batch_norm)
-        elif model == "resnet50":
-            network = resnet50(classes, width or 1, image[0], small_images=image[-1] < 64)
+            network = convnet(channels, STRIDES if strides is None else strides, classes, image[0], batch_norm)
         else:
-            raise ValueError(f"model: unknown network {model!r}; expected mlp, convnet or resnet50")
+            network = resnet50(classes, width or 1, image[0], small_images=image[-1] < 64)
         if init == "torch":
             for m in network.modules():
                 if hasattr(m, "reset_parameters"):

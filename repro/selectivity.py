@@ -68,7 +68,9 @@ def mutual_information(activations: np.ndarray, y: np.ndarray, bins: int = 10) -
     if a.ndim != 2 or len(a) == 0 or not np.isfinite(a).all():
         raise ValueError(f"activations: expected finite numbers (N, units), got shape {a.shape}")
     y = _numbers("y", y)
-    y = check_labels(torch.from_numpy(y.astype(np.int64) if y.dtype.kind == "u" else y), len(a)).numpy()
+    kind = np.int64 if y.dtype.kind in "iu" else y.dtype.newbyteorder("=")
+    # A copy: torch does not take every array, such as one that is reversed or read-only.
+    y = check_labels(torch.from_numpy(y.astype(kind)), len(a)).numpy()
     if check_integer("bins", bins, 2) > MOST_BINS:
         raise ValueError(f"bins: expected at most {MOST_BINS}, got {bins}")
     a = a.T if a.dtype.kind == "f" else a.T.astype(np.float64)
@@ -160,7 +162,7 @@ def table(model: nn.Module, x: torch.Tensor, y: torch.Tensor, layers: Sequence[s
     with evaluating(model):
         for block, found in activations(cut, x):
             for name, h in found.items():
-                pooled[name][:, block] = over_positions(h).flatten(1).T.cpu()
+                pooled[name][:, block] = over_positions(h.float()).flatten(1).T.cpu()
     tables = []
     for name, a in pooled.items():
         with np.errstate(invalid="ignore"):

@@ -15,11 +15,13 @@ from string import Template
 from PIL import Image
 
 from repro import notebooks, store, widgets
+from repro.claims.verdicts import HINDSIGHT, HOW
 from repro.training import Recipe
 from repro.widgets.diagram import HERE, Diagram, module, style
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline' blob:"
 PIXELS = 115  # of the page to an inch of a figure
+BEFORE = f"The rules for these verdicts were written down before any network was trained. {HOW}"
 MARKS = {"reproduced": "✓", "partly": "~", "not reproduced": "✗"}
 
 PAGE = Template("""<!doctype html>
@@ -137,19 +139,26 @@ def _scorecard(path: Path) -> str:
     verdicts = json.loads(path.read_text()) if path.exists() else []
     if not verdicts:
         return ""
+    paper, later = ([v for v in verdicts if v["claim"].startswith("X") == x] for x in (False, True))
+    parts = [_table(paper, "Scorecard", BEFORE)] if paper else []
+    parts += ["<h3>What later work says</h3>", _table(later, "Scorecard of later work", HINDSIGHT)] if later else []
+    return '<section class="part">\n<h2>Which claims hold?</h2>\n' + "\n".join(parts) + "\n</section>"
+
+
+def _table(verdicts: list[dict], label: str, about: str) -> str:
+    """Verdicts, each with its rule where the pointer rests, below a sentence about those rules."""
     rows = []
     for v in verdicts:
         kind = v["verdict"].split()[0]
         rows.append(
-            f"<tr><td><b>{escape(v['claim'])}</b></td><td>{escape(v['statement'])}</td>"
+            f'<tr><td title="{escape(v.get("rule", ""))}"><b>{escape(v["claim"])}</b></td><td>{escape(v["statement"])}</td>'
             f'<td class="subject">{escape(v["subject"])}</td><td class="effects">{_effects(v["effects"])}</td>'
             f'<td class="verdict {kind}">{MARKS.get(v["verdict"], "")} {escape(v["verdict"])}</td></tr>'
         )
     head = "".join(f"<th>{name}</th>" for name in ("claim", "statement", "about", "ours, 95 % interval", "verdict"))
     return (
-        '<section class="part">\n<h2>Which claims hold?</h2>\n<p class="text">The rule for each verdict was written down '
-        'before any network was trained.</p>\n<div class="scroll" tabindex="0" role="region" aria-label="Scorecard">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>\n{chr(10).join(rows)}\n</tbody></table></div>\n</section>"
+        f'<p class="text">{escape(about)}</p>\n<div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{label}"><table><thead><tr>{head}</tr></thead><tbody>\n{chr(10).join(rows)}\n</tbody></table></div>'
     )
 
 

@@ -27,7 +27,14 @@ def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path:
     Returns
     -------
     Path of summary.md.
+
+    Raises
+    ------
+    ValueError
+        If there is no table.
     """
+    if not tables:
+        raise ValueError("tables: expected at least one table of measure_model, found none")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     picture = draw(tables, folder)
@@ -49,9 +56,9 @@ def draw(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path | None:
         panels.append(("Cumulative ablation", lambda ax: plots.curves(ax, tables["cumulative"])))
     if "noise" in tables:
         panels.append(("Noise on every unit", lambda ax: plots.noise(ax, tables["noise"])))
-    if {"single_unit", "selectivity"} <= set(tables):
-        panels.append(("Importance of units", lambda ax: plots.importance(ax, _units(tables))))
-    if "selectivity" in tables:
+    if (both := _both(tables)) is not None:
+        panels.append(("Importance of units", lambda ax: plots.importance(ax, both)))
+    if "selectivity" in tables and not tables["selectivity"].dead.all():
         panels.append(("Selectivity by depth", lambda ax: plots.by_depth(ax, tables["selectivity"])))
     if not panels:
         return None
@@ -69,8 +76,8 @@ def numbers(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
         curves = tables["cumulative"]
         areas, normalised = auc(curves), auc(curves, normalize=True)
         found["training accuracy"] = f"{curves.query('n_ablated == 0').accuracy.iloc[0]:.1%}"
-        found["AUC, mean ± SD over orders"] = f"{areas.mean():.3f} ± {areas.std():.3f}"
-        found["AUC ÷ unablated accuracy"] = f"{normalised.mean():.3f} ± {normalised.std():.3f}"
+        found["AUC, mean ± SD over orders" if len(areas) > 1 else "AUC"] = _mean(areas)
+        found["AUC ÷ unablated accuracy"] = _mean(normalised)
     if "noise" in tables:
         means = tables["noise"].groupby("scale").accuracy.mean()
         scale = means.index[abs(means.index - 1).argmin()]
@@ -79,10 +86,11 @@ def numbers(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
         units = tables["selectivity"]
         found["units, layers"] = f"{len(units):,}, {units.layer.nunique()}"
         found["dead units"] = f"{units.dead.mean():.1%}"
-        found["class selectivity, median"] = f"{units.selectivity.median():.3f}"
-        found["mutual information, median"] = f"{units[~units.dead].mutual_information.median():.3f} bits"
-    if {"single_unit", "selectivity"} <= set(tables):
-        units = _units(tables).dropna(subset="selectivity")
+        if not units.dead.all():
+            found["class selectivity, median"] = f"{units.selectivity.median():.3f}"
+            found["mutual information, median"] = f"{units[~units.dead].mutual_information.median():.3f} bits"
+    if (both := _both(tables)) is not None:
+        units = both.dropna(subset="selectivity")
         found["Spearman ρ of selectivity and importance"] = f"{spearman(units.selectivity, units.delta_loss):.2f}"
         each = units.groupby("layer")[["selectivity", "delta_loss"]].apply(
             lambda u: spearman(u.selectivity, u.delta_loss)
@@ -91,9 +99,23 @@ def numbers(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
     return {what: value.replace("-", "−") for what, value in found.items()}
 
 
+def _mean(areas: pd.Series) -> str:
+    """The mean over orders, and their SD where there are several."""
+    return f"{areas.mean():.3f}" + (f" ± {areas.std():.3f}" if len(areas) > 1 else "")
+
+
 def _units(tables) -> pd.DataFrame:
     """Importance and, where it was measured, selectivity of every unit."""
-    return tables["single_unit"].merge(tables["selectivity"]) if "selectivity" in tables else tables["single_unit"]
+    units = tables["single_unit"]
+    return units.merge(tables["selectivity"], how="left") if "selectivity" in tables else units
+
+
+def _both(tables) -> pd.DataFrame | None:
+    """Importance and selectivity of the units of which both were measured; None if there are none, or all are dead."""
+    if not {"single_unit", "selectivity"} <= set(tables):
+        return None
+    units = tables["single_unit"].merge(tables["selectivity"])
+    return None if units.dead.all() else units
 
 
 def _listed(units: pd.DataFrame) -> list[str]:

@@ -71,7 +71,8 @@ class Recipe:
     precision : {"float32", "bfloat16"}
         Of the matrix products in training; measurements are float32.
     stop_when_memorized : bool
-        End after the first epoch without a wrong training image (for exploration only).
+        End after the first epoch whose running accuracy, over its complete batches and while the weights change, is 1
+        (for exploration only).
     seed : int
         Of initialization, data order, label shuffle and dropout.
     alpha : float
@@ -137,25 +138,19 @@ class Recipe:
         number("batch_size", 1, integer=True)
         for field in ("epochs", "seed"):
             number(field, 0, integer=True)
-        number("alpha", -math.inf)
+        number("alpha", -sys.float_info.max)
         if self.n_train is not None:
             number("n_train", 1, integer=True)
         for field in ("batch_norm", "stop_when_memorized"):
             expect(field, isinstance(getattr(self, field), bool), "True or False")
-        for field in ("strides", "width"):
-            if isinstance(getattr(self, field), list | tuple):
-                object.__setattr__(self, field, tuple(getattr(self, field)))
-                whole = all(type(n) is int and 0 < n <= models.MOST for n in getattr(self, field))
-                expect(field, whole and getattr(self, field), "positive integers")
-            elif field == "strides":
-                expect(field, self.strides is None, "a sequence of integers or None")
-            elif self.width is not None:
-                number("width", 1e-3 if self.model != "mlp" else 1, models.MOST, integer=self.model == "mlp")
-        expect("width", self.model == "mlp" or not isinstance(self.width, tuple), "a factor on the channel counts")
-        # What a model does not have shall not look as if it had it.
-        expect("dropout", self.model == "mlp" or self.dropout == 0, f"0, as a {self.model} has no dropout")
-        expect("strides", self.model == "convnet" or self.strides is None, f"None, as the {self.model} has its own")
-        expect("batch_norm", self.model == "convnet" or self.batch_norm, f"True, as the {self.model} has no choice")
+        if isinstance(self.strides, list | tuple):
+            object.__setattr__(self, "strides", tuple(self.strides))
+            whole = all(type(n) is int and 0 < n <= models.MOST for n in self.strides)
+            expect("strides", whole and self.strides, "positive integers")
+        else:
+            expect("strides", self.strides is None, "a sequence of integers or None")
+        object.__setattr__(self, "width", models.check_width(self.model, self.width))
+        models.check_options(self.model, self.strides, self.batch_norm, self.dropout)
 
     @property
     def key(self) -> str:
@@ -408,10 +403,12 @@ def mean_selectivity(hidden: Sequence[torch.Tensor], y: torch.Tensor) -> torch.T
     """Class selectivity of units as a batch shows it, mean over each layer's units and then over layers; differentiable.
 
     A small constant in the denominator makes it 0 for dead units (Leavitt & Morcos 2021), and keeps the gradients of nearly
-    silent ones, which would overflow the weights, at bay.
+    silent ones, which would overflow the weights, at bay. A batch of one class shows none: 0.
     """
     members = F.one_hot(y).float()
     members = members[:, members.any(0)]
+    if members.shape[1] < 2:
+        return members.new_zeros(())
     members = members / members.sum(0)  # (n, classes present): an average over each class
     layers = []
     for h in hidden:

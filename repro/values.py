@@ -31,6 +31,12 @@ def clamp_values(
     image of x to a value of its own: (N, C, ...)."""
     x_fit = check_fit(x_fit, x)
     if isinstance(value, Mapping):
+        unknown = value.keys() - cut.shapes.keys()
+        if unknown:  # those of layers that stay intact do no harm
+            unknown = unknown - cut.program.outputs(x[:2].to(cut.device))[0].keys()
+        if unknown:
+            names = ", ".join(sorted(map(repr, unknown)))
+            raise ValueError(f"value: the model has no layer {names}; expected tensors for {', '.join(cut.shapes)}")
         given = {name: check_value(value.get(name), name, shape, cut.dtype) for name, shape in cut.shapes.items()}
         return {name: tensor.to(cut.device) for name, tensor in given.items()}
     if not isinstance(value, str) or value not in VALUES:

@@ -194,9 +194,26 @@ BAD = {
     "value: expected zero, mean": dict(value="median"),
     "value: expected a tensor of shape": dict(value={"relu1": torch.zeros(3)}),
     "value: expected finite": dict(value={"relu1": torch.full((11,), torch.inf), "relu2": torch.zeros(9)}),
+    "value: the model has no layer 'relu3'; expected tensors for relu1, relu2": dict(
+        value={"relu1": torch.zeros(11), "relu2": torch.zeros(9), "relu3": torch.zeros(9)}
+    ),
     "x_fit: expected finite": dict(value="mean", x_fit=torch.full_like(X, float("inf"))),
     "model: expected an nn": dict(model=None),
 }
+
+
+@pytest.mark.parametrize("name", ["mlp", "untraceable"])
+@pytest.mark.filterwarnings("ignore:the model is measured through hooks")
+def test_values_of_layers_that_stay_intact_do_no_harm(name):
+    untraceable = networks.randomized(networks.Untraceable()), *networks.images(shape=(3, 2, 2), classes=4)
+    model, x, y = EVERY.get(name, untraceable)
+    layers = units.Cut(model, x).layers
+    *_, last = layers
+    value = {layer: torch.ones(n) for layer, n in layers.items()}
+    alone = ablation.single_unit(model, x, y, [last], value={last: value[last]})
+    pd.testing.assert_frame_equal(ablation.single_unit(model, x, y, [last], value=value), alone)
+    with pytest.raises(ValueError, match=f"^value: the model has no layer 'nope'; expected tensors for {last}$"):
+        ablation.single_unit(model, x, y, [last], value=value | {"nope": value[last]})
 
 
 @pytest.mark.parametrize("words", BAD)

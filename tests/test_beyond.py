@@ -107,21 +107,40 @@ def test_classes_make_up_the_whole():
 # In order ---------------------------------------------------------------------------------------------------
 
 
+def by_hand(units, values):
+    """Units (layer, unit) by their rank as a share of their layer, dead ones first; equal shares in the order of layers."""
+    shares = []
+    for position, layer in enumerate(dict.fromkeys(layer for layer, _ in units)):
+        mine = [unit for unit in units if unit[0] == layer]
+        mine.sort(key=lambda unit: -np.inf if np.isnan(values[unit]) else values[unit])
+        shares += [((rank + 1) / len(mine), position, unit) for rank, unit in enumerate(mine)]
+    return [unit for _, _, unit in sorted(shares)]
+
+
 def test_ranked_curves_are_those_of_the_orders_by_hand():
     model, x, y = EVERY["mlp"]
     more = networks.images(60, classes=5, seed=4)
-    table = beyond.ranked(model, x, y, *more, by=["importance", "l1_norm"], steps=5)
-    properties = {
-        "importance": ablation.single_unit(model, *more).rename(columns={"delta_loss": "importance"}),
-        "l1_norm": beyond.weights(model, x, y),
-    }
-    for (by, direction), curve in table.groupby(["by", "direction"]):
-        ranks = properties[by].assign(rank=properties[by].groupby("layer")[by].rank(pct=True))
-        ranks = ranks.sort_values("rank", ascending=direction == "ascending", kind="stable")
-        one = ablation.cumulative(model, x, y, orders=[list(zip(ranks.layer, ranks.unit, strict=True))], steps=5)
-        # Units of two layers with the same share may change places.
-        assert (curve.accuracy.to_numpy() - one.accuracy.to_numpy()).max() < 0.1
-        np.testing.assert_allclose(curve.loss.iloc[[0, -1]], one.loss.iloc[[0, -1]], rtol=1e-5)
+    table = beyond.ranked(model, x, y, *more, steps=20)  # a point a unit: each tells which units are gone
+    found = selectivity.table(model, *more).set_index(["layer", "unit"])
+    found["importance"] = ablation.single_unit(model, *more).delta_loss.to_numpy()
+    found["l1_norm"] = beyond.weights(model, x, y).l1_norm.to_numpy()
+    orders = {name: by_hand(list(found.index), found[name]) for name in beyond.PROPERTIES}
+    assert len(set(map(tuple, orders.values()))) == 4
+    assert list(dict.fromkeys(table.by)) == list(orders)
+    for name, ascending in orders.items():
+        for direction, order in (("ascending", ascending), ("descending", ascending[::-1])):
+            curve = table[(table.by == name) & (table.direction == direction)]
+            one = ablation.cumulative(model, x, y, orders=[order], steps=20)
+            pd.testing.assert_frame_equal(curve[list(one)].reset_index(drop=True), one, rtol=1e-4)
+
+
+@pytest.mark.parametrize("argument", ["x", "y", "x_test", "y_test"])
+def test_ranked_names_the_images_that_are_bad(argument):
+    model, x, y = EVERY["mlp"]
+    arguments = dict(x=x, y=y, x_test=x, y_test=y)
+    arguments[argument] = arguments[argument][1:] if argument.startswith("y") else x * np.nan
+    with pytest.raises(ValueError, match=f"^{argument}: expected "):
+        beyond.ranked(model, **arguments, by=["selectivity"])
 
 
 def test_every_layer_loses_the_same_share_and_dead_units_go_first(monkeypatch):

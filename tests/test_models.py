@@ -185,6 +185,19 @@ def test_the_seed_alone_determines_the_weights():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_random_state_of_a_gpu_is_left_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    models.build("mlp", (4,), 2, width=8, seed=1)
+    assert not seeded
+
+
+def test_the_default_device_does_not_change_the_weights():
+    with torch.device("meta"):
+        network = models.build("mlp", (4,), 2, width=8, seed=1)
+    assert torch.equal(network.linear1.weight, models.build("mlp", (4,), 2, width=8, seed=1).linear1.weight)
+
+
 def test_pytorchs_own_initialization():
     network = models.build("mlp", (1, 28, 28), 10, width=256, init="torch")
     bound = 1 / math.sqrt(784)  # uniform
@@ -225,8 +238,30 @@ def test_pytorchs_own_initialization():
         ("model", lambda: models.build("vgg", (1, 8, 8), 10)),
         ("init", lambda: models.build("mlp", (1, 8, 8), 10, init="zero")),
         ("strides", lambda: models.build("convnet", (1, 8, 8), 10, strides=(1, 2))),
+        ("strides", lambda: models.build("convnet", (1, 8, 8), 10, strides=())),
+        ("strides", lambda: models.build("mlp", (1, 8, 8), 10, strides=DIGITS_STRIDES)),
+        ("strides", lambda: models.build("resnet50", (1, 8, 8), 10, strides=DIGITS_STRIDES)),
+        ("batch_norm", lambda: models.build("mlp", (1, 8, 8), 10, batch_norm=False)),
+        ("batch_norm", lambda: models.build("resnet50", (1, 8, 8), 10, batch_norm=False)),
+        ("dropout", lambda: models.build("convnet", (1, 8, 8), 10, dropout=0.5)),
+        ("dropout", lambda: models.build("resnet50", (1, 8, 8), 10, dropout=0.5)),
     ],
 )
 def test_bad_inputs_name_the_argument(argument, make):
     with pytest.raises(ValueError, match=f"^{argument}: "):
         make()
+
+
+@pytest.mark.parametrize("width", [0, -0.5, math.nan, math.inf, "0.5", True, (), b"8"])
+@pytest.mark.parametrize("model", models.ABLATED_LAYERS)
+def test_a_bad_width_is_refused(model, width):
+    with pytest.raises(ValueError, match=r"^width: expected .*, got "):
+        models.build(model, (1, 8, 8), 10, width=width)
+
+
+@pytest.mark.parametrize(
+    ("model", "width"), [("mlp", 128.7), ("mlp", (8, 2.5)), ("convnet", (8, 8)), ("resnet50", 1.5)]
+)
+def test_the_width_of_another_model_is_refused(model, width):
+    with pytest.raises(ValueError, match=r"^width: expected .*, got "):
+        models.build(model, (1, 8, 8), 10, width=width)

@@ -234,3 +234,63 @@ def test_the_page_shows_what_was_measured(kept, tmp_path):
     assert ("raises the loss most" in page) == ("single_unit" in kept)
     assert ("dead units" in page) == ("selectivity" in kept)
     assert (tmp_path / "summary.png").exists() == (kept != ["single_unit"])
+
+
+def measured(orders=3, dead=(), apart=False):
+    """Tables as measured of one layer, small enough to tell their numbers by hand."""
+    about = {"network": "own", "model": "Own", "dataset": "some"}
+    curves = [
+        {"order": order, "n_ablated": n, "fraction_ablated": n / 2, "accuracy": accuracy}
+        for order in range(orders)
+        for n, accuracy in enumerate([0.8, 0.1 * 2**order, 0.2])
+    ]
+    units = pd.DataFrame({"layer": "relu1", "unit": range(5)})
+    gone = units.unit.isin(dead)
+    selectivity = {
+        "selectivity": pd.Series([0.1, 0.2, 0.3, 0.5, 0.9]).mask(gone),
+        "mutual_information": pd.Series([1.0, 2.0, 2.5, 0.5, 3.0]).mask(gone, 0),
+        "preferred_class": 0,
+        "dead": gone,
+    }
+    loss = {"delta_loss": [0.5, 0.4, 0.1, 0.2, 0.3], "delta_accuracy": -0.1}
+    return {
+        "cumulative": pd.DataFrame(curves).assign(**about),
+        "single_unit": units.assign(**loss, **about, layer="relu2" if apart else "relu1"),
+        "selectivity": units.assign(**selectivity, **about),
+    }
+
+
+def test_the_page_tells_the_numbers_of_the_tables():
+    found = summary.numbers(measured())
+    areas = np.array([0.3, 0.35, 0.45])  # half of 0.8 / 2 + accuracy after one of two + 0.2 / 2
+    mean, spread = areas.mean(), areas.std(ddof=1)
+    assert found["AUC, mean ± SD over orders"] == f"{mean:.3f} ± {spread:.3f}"
+    assert found["AUC ÷ unablated accuracy"] == f"{mean / 0.8:.3f} ± {spread / 0.8:.3f}"
+    assert found["training accuracy"] == "80.0%"
+    assert found["class selectivity, median"] == "0.300"
+    assert found["mutual information, median"] == "2.000 bits"
+    assert found["Spearman ρ of selectivity and importance"] == "−0.60"  # of ranks 1 2 3 4 5 and 5 4 1 2 3
+    assert found["the same within a layer, mean over layers"] == "−0.60"
+
+
+def test_one_order_has_no_spread():
+    found = summary.numbers(measured(orders=1))
+    assert found["AUC"] == "0.300" and found["AUC ÷ unablated accuracy"] == "0.375"
+
+
+@pytest.mark.parametrize("why", [{"dead": range(5)}, {"apart": True}])
+def test_the_page_does_without_the_units_that_are_not_there(why, tmp_path):
+    """All are dead, or importance and selectivity are those of different layers."""
+    tables = measured(**why)
+    page = summary.write(tables, tmp_path).read_text()
+    assert "Spearman" not in page and "dead units" in page
+    assert "| relu2 | 0 | 0.5 |" in page if "apart" in why else "| relu1 | 0 | 0.5 |" in page
+    assert ("selectivity, median" in page) == ("apart" in why)
+    letters = {path.stem.removeprefix("summary") for path in tmp_path.glob("summary?.svg")}
+    assert letters == ({"a", "b"} if "apart" in why else {"a"})  # no importance; selectivity by depth of living units
+
+
+def test_a_page_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="^tables: expected at least one"):
+        summary.write({}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -89,6 +89,17 @@ def sweep(networks=96, seed=0):
     return pd.DataFrame(rows)
 
 
+def swept(networks=48):
+    """Cumulative curves, from less than 100 %, of networks with many learning rates."""
+    random = np.random.default_rng(0)
+    settings = [
+        {"lr": 10 ** random.uniform(-3, -0.5), "train_accuracy": 0.9, "test_accuracy": random.uniform(0.6, 0.85)}
+        for _ in range(networks)
+    ]
+    curves = cumulative(settings, 1, orders=3, steps=8, robust=lambda f: f["test_accuracy"] - 0.2, **CONVNET)
+    return curves.assign(accuracy=0.9 * curves["accuracy"])
+
+
 def run(networks=4, seed=0):
     """Losses and AUC over the epochs of a few networks."""
     random, rows = np.random.default_rng(seed), []
@@ -194,7 +205,7 @@ FIGURES = {
         "a": ("Best and worst", lambda ax: plots.curves(ax, best_and_worst(), hue="arm", each=True)),
         "b": (
             "AUC and generalization",
-            lambda ax: plots.auc_against(ax, sweep(200), hue="lr", normalize=True),
+            lambda ax: plots.auc_against(ax, swept(), hue="lr", normalize=True),
         ),
     },
     "fig4": {
@@ -459,6 +470,13 @@ def test_networks_measured_at_different_points_are_refused():
     table = pd.concat([cumulative([{"lr": 1.0}], steps=4), cumulative([{"lr": 2.0}], steps=5)])
     with pytest.raises(ValueError, match="fraction_ablated: expected the same values for all networks"):
         plots.curves(axes(), table)
+    # As many networks at every point are not yet the same networks.
+    points = [("a", 0.1), ("a", 1.0), ("b", 0.2), ("b", 2.0)]
+    table = pd.DataFrame(points, columns=["network", "scale"]).assign(repeat=0, accuracy=0.5, corruption=0.0)
+    for hue in (None, "corruption"):
+        with pytest.raises(ValueError, match="scale: expected the same values for all networks"):
+            plots.noise(axes(), table, hue)
+    plots.noise(axes(), table.assign(lr=[1.0, 1.0, 2.0, 2.0]), "lr")  # each network at points of its own
 
 
 @pytest.mark.parametrize(
@@ -499,6 +517,44 @@ def test_the_auc_of_a_network_is_the_mean_over_its_orders():
         assert rows.loc[network, "auc"] == pytest.approx(np.mean(areas))
         assert rows.loc[network, "generalization_error"] == pytest.approx(0.2)
     assert len(rows) == 12
+
+
+def test_an_auc_is_divided_by_the_intact_accuracy_of_its_curve():
+    table = corrupted(networks=2, orders=3)
+    table["accuracy"] *= 0.8
+    rows = plots.per_network(table, normalize=True).set_index("network")
+    for network, curves in table.groupby("network"):
+        areas = [
+            np.trapezoid(c["accuracy"], c["fraction_ablated"]) / c["accuracy"].max() for _, c in curves.groupby("order")
+        ]
+        assert rows.loc[network, "auc"] == pytest.approx(np.mean(areas))
+    for draw in (plots.auc_against, plots.training):  # areas alone cannot be divided
+        with pytest.raises(ValueError, match="normalize: expected curves"):
+            draw(axes(), run(), normalize=True)
+
+
+def test_a_training_run_shows_means_their_spread_and_the_best_epochs():
+    table, ax = run(), axes()
+    right = plots.training(ax, table)
+    lines, bands = [*ax.lines[:2], right.lines[0]], [*ax.collections, *right.collections]
+    for column, line, band in zip(("train_loss", "test_loss", "auc"), lines, bands, strict=True):
+        values = table.pivot(index="epoch", columns="network", values=column)
+        mean, spread = values.mean(axis=1), values.std(axis=1)
+        assert np.allclose(line.get_xydata(), np.column_stack([mean.index, mean]))
+        edges = band.get_paths()[0].vertices
+        for epoch in mean.index:
+            here = edges[edges[:, 0] == epoch, 1]
+            assert [here.min(), here.max()] == pytest.approx([mean[epoch] - spread[epoch], mean[epoch] + spread[epoch]])
+    means = table.groupby("epoch")[["test_loss", "auc"]].mean()
+    best = [means["test_loss"].idxmin(), means["auc"].idxmax()]
+    dotted = [line.get_xdata()[0] for line in ax.lines if list(line.get_ydata()) == [0, 1]]
+    assert sorted(dotted) == sorted(best) and best[0] != best[1]
+    assert right.lines[-1].get_xydata().tolist() == [[best[1], means["auc"].max()]]
+
+
+def test_the_untrained_network_alone_is_no_training_run():
+    with pytest.raises(ValueError, match="epoch: expected epochs > 0"):
+        plots.training(axes(), run().query("epoch == 1").assign(epoch=0))
 
 
 def test_the_corner_tells_the_rank_correlation():
@@ -579,6 +635,10 @@ def test_rank_correlations_are_those_of_each_network_and_layer():
     assert len(found) == 4 and (found.epochs == 3).all()
     for key, units in table.dropna().groupby(["network", "layer"]):
         assert found.rho[key] == pytest.approx(stats.spearmanr(units.selectivity, units.delta_loss).statistic)
+    dead = plots.rank_correlations(table.assign(selectivity=np.nan), "selectivity")
+    assert len(dead) == 4 and dead.rho.isna().all()
+    with pytest.raises(ValueError, match="table: expected rows with epochs and rho, found none"):
+        plots.means(axes(), dead, "epochs", "rho", hue="layer")
 
 
 def words_in(ax):
@@ -600,6 +660,18 @@ def test_dead_units_have_no_mutual_information():
     pd.testing.assert_frame_equal(
         found[["layer", "rho"]], plots.rank_correlations(alive, "mutual_information")[["layer", "rho"]]
     )
+
+
+def test_the_dashed_lines_stand_at_the_medians():
+    table, ax = both_arms(), axes()
+    table["selectivity"] **= 3  # the medians are then far from the means
+    plots.distributions(ax, table)
+    medians = table.groupby("batch_norm")["selectivity"].median()
+    dashed = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2]
+    assert sorted(dashed) == pytest.approx(sorted(medians))
+    (key,) = ax.findobj(Legend)
+    names = {text.get_text() for text in key.get_texts()}
+    assert names == {f"with (median {medians[True]:.2f})", f"without (median {medians[False]:.2f})"}
 
 
 def test_density_integrates_to_one_and_keeps_within_its_bounds():
@@ -676,6 +748,10 @@ def test_two_arms_are_blue_and_orange_and_corruption_runs_from_dark_to_bright():
         (
             CONVNET | {"dataset": "folder:../x/cifar10-jpeg", "batch_norm": False, "width": None},
             "cifar10-jpeg · ConvNet full width · no batch norm · 100 epochs · 4 networks × 10 orders",
+        ),
+        *(
+            (CONVNET | {"width": width}, f"cifar10-jpeg · ConvNet {name} width · 100 epochs · 4 networks × 10 orders")
+            for width, name in ((0.01, "0.01"), (0.001, "0.001"), (1 / 3, "1/3"), (1.5, "3/2"))
         ),
         (RESNET50, "imagenette96 · ResNet-50 full width · 40 epochs · 4 networks × 10 orders"),
         (

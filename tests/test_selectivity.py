@@ -1,5 +1,6 @@
 """Selectivity and mutual information, against hand-made cases and plain twins."""
 
+import copy
 import math
 
 import numpy as np
@@ -77,12 +78,53 @@ def test_information_equals_a_plain_twin():
         ("y", (np.ones((5, 2)), np.zeros(5, int))),
         ("y", (np.ones((5, 2)), np.arange(4))),
         ("y", (np.ones((5, 2)), np.linspace(0, 1, 5))),
+        ("y", (np.ones((5, 2)), np.linspace(0, 1, 5)[::-1])),
         ("bins", (np.ones((5, 2)), np.arange(5), 1)),
     ],
 )
 def test_information_refuses(words, arguments):
     with pytest.raises(ValueError, match=f"^{words}: "):
         selectivity.mutual_information(*arguments)
+
+
+FORMS = {
+    "reversed": lambda y: y[::-1].copy()[::-1],
+    "big-endian": lambda y: y.astype(">i8"),
+    "read-only": lambda y: np.broadcast_to(y, y.shape),
+    "unsigned": lambda y: y.astype(np.uint16),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.filterwarnings("error")
+def test_labels_in_any_form_are_the_same_labels(form):
+    rng = np.random.default_rng(2)
+    y = rng.integers(0, 3, 60)
+    a = np.maximum(rng.normal(size=(60, 4)) + y[:, None], 0)
+    expected = selectivity.mutual_information(a, y)
+    np.testing.assert_array_equal(selectivity.mutual_information(a, FORMS[form](y)), expected)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_table_has_the_information_of_hooked_activations(name):
+    model, x, y = EVERY[name]
+    table = selectivity.table(model, x, y)
+    for layer, h in plain.activations(model, x, units.Cut(model, x).layers).items():
+        expected = selectivity.mutual_information(h.flatten(2).mean(2) if h.ndim == 4 else h, y)
+        np.testing.assert_allclose(table[table.layer == layer].mutual_information, expected, atol=1e-9)
+    assert table.mutual_information.max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet without"])
+def test_a_network_in_bfloat16_is_measured(name):
+    model, x, y = EVERY[name]
+    model, x = copy.deepcopy(model).bfloat16(), x.bfloat16()
+    table = selectivity.table(model, x, y)
+    for layer, h in plain.activations(model, x, units.Cut(model, x).layers).items():
+        rows, a = table[table.layer == layer], (h.float().flatten(2).mean(2) if h.ndim == 4 else h.float())
+        means = torch.stack([a[y == c].double().mean(0) for c in range(5)], 1)
+        np.testing.assert_allclose(rows.selectivity, selectivity.selectivity_index(means), atol=1e-6)
+        np.testing.assert_allclose(rows.mutual_information, selectivity.mutual_information(a, y), atol=1e-9)
 
 
 @pytest.mark.parametrize("name", EVERY)

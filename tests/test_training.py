@@ -215,6 +215,13 @@ def test_the_penalty_is_the_selectivity_of_the_units_it_sees():
     assert not any(module._forward_hooks for module in [*run.model.modules(), *model.modules()])
 
 
+def test_batches_of_one_class_have_no_selectivity():
+    hidden = [torch.rand(4, 3, dtype=torch.bfloat16), torch.rand(4, 2, 5, 5, dtype=torch.bfloat16)]
+    found = training.mean_selectivity(hidden, torch.full((4,), 7))
+    assert found.item() == 0 and found.dtype == torch.float32
+    train(Recipe("digits", n_train=64, width=4, epochs=1, batch_size=2, alpha=-1.0, lr=0.01))
+
+
 def test_the_penalty_moves_selectivity_its_way():
     images, means = data.load("digits"), []
     for alpha in (-1, 0, 1):
@@ -331,7 +338,7 @@ BAD = {
     "precision": ["float16", None],
     "stop_when_memorized": [None, 0, 1],
     "seed": [-1, 0.5, True, None],
-    "alpha": [float("nan"), float("inf"), "1", None, True],
+    "alpha": [float("nan"), float("inf"), float("-inf"), "1", None, True],
 }
 
 

@@ -248,7 +248,8 @@ def test_page_contains_everything_and_asks_for_nothing(site, tmp_path):
     (folder / "fig1.json").write_text(json.dumps({"panels": {"a": {"title": "An <MLP>"}}}))
     effects = [{"name": "a < b", "estimate": 0.5, "low": 0.1, "high": None, "judged": True}]
     verdict = {"claim": "C1", "statement": "S & T", "subject": "mlp", "verdict": "not reproduced", "effects": effects}
-    (folder / "scorecard.json").write_text(json.dumps([verdict]))
+    later = verdict | {"claim": "X1", "rule": "Reproduced: more than 3 > 2."}
+    (folder / "scorecard.json").write_text(json.dumps([verdict, later]))
     path = site.write("digits")
     page = path.read_text(encoding="utf-8")
     assert path == tmp_path / "figures" / "site" / "index.html"
@@ -260,7 +261,10 @@ def test_page_contains_everything_and_asks_for_nothing(site, tmp_path):
     positions = [page.index(f"<figcaption>{title}") for title in ("Figure 1", "Figure 2", "figX")]
     assert positions == sorted(positions)
     assert "a: An &lt;MLP&gt;" in page and "S &amp; T" in page and "a &lt; b: <b>0.5</b> [0.1, –]" in page
-    assert "✗ not reproduced" in page
+    assert "✗ not reproduced" in page and 'title="Reproduced: more than 3 &gt; 2."' in page
+    # Only the paper's claims have rules from before any training.
+    order = ["before any network was trained", "<b>C1</b>", "when the networks of the paper", "<b>X1</b>"]
+    assert sorted(order, key=page.index) == order
     states = json.loads(re.search(r'id="widgets">(.*?)</script>', page)[1])
     assert [state["module"] for state in states] == ["deletion", "importance", "memorization"]
     for state in states:

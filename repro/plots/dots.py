@@ -23,10 +23,17 @@ def per_network(table, normalize=False):
     Returns
     -------
     DataFrame with the table's columns, `auc`, and `generalization_error` where both accuracies are known.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, or if `normalize` is asked of areas that are there already.
     """
     words.require(table, "network")
     keys = ["network", *(["epoch"] if "epoch" in table else [])]
     if "auc" in table:
+        if normalize:
+            raise ValueError("normalize: expected curves to take the AUC from, found a column 'auc' already")
         areas = table.groupby(keys)["auc"].mean()
     else:
         from repro.ablation import auc
@@ -108,7 +115,7 @@ def auc_against(ax, table, x="generalization_error", hue=None, normalize=False, 
     x, hue : str
         Columns, such as "generalization_error" (taken from the two accuracies if absent), "test_loss", "lr".
     normalize : bool
-        Divide the AUC by the intact accuracy.
+        Divide the AUC by the intact accuracy; only of curves.
     lines : bool
         As in `scatter`.
     """

@@ -38,11 +38,10 @@ def spread(table, x, y, over, by=()):
         raise ValueError(f"table: expected one row for each {', '.join(keys)}; what else differs must be hue or style")
     table = table.assign(**{x: table[x].astype(float).round(9)})
     networks = table.groupby([*by, "network", x], sort=False)[y].agg(["mean", "std"]).fillna({"std": 0.0})
-    points = networks.groupby([*by, x])
-    counts = points.size().reset_index(name="networks").assign(all="table")
-    if (counts.groupby(list(by) or "all")["networks"].nunique() > 1).any():
+    levels = networks.reset_index().assign(all="table").groupby(list(by) or "all")
+    if (levels.size() != levels["network"].nunique() * levels[x].nunique()).any():  # some network lacks some x
         raise ValueError(f"{x}: expected the same values for all networks{' of one ' if by else ''}{' and '.join(by)}")
-    return points.mean().reset_index()
+    return networks.groupby([*by, x]).mean().reset_index()
 
 
 def curves(ax, table, hue=None, style=None, y="accuracy", vlines=(), each=False):
@@ -144,7 +143,7 @@ def training(ax, table, log=True, normalize=False):
     log : bool
         Whether epochs stand on a logarithmic axis.
     normalize : bool
-        Whether the AUC is divided by the intact accuracy.
+        Whether the AUC is divided by the intact accuracy; only of curves.
 
     Returns
     -------
@@ -190,6 +189,8 @@ def training(ax, table, log=True, normalize=False):
 
 def log_epochs(ax, epochs):
     """A logarithmic axis of epochs; the untrained network, after epoch 0, stands left of the first."""
+    if not (epochs > 0).any():
+        raise ValueError("epoch: expected epochs > 0 for a logarithmic axis, found none")
     first, last = epochs[epochs > 0].min(), epochs.max()
     if untrained := epochs.min() == 0:
         ax.set_xscale("symlog", linthresh=first, linscale=0.3)

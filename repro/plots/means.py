@@ -27,6 +27,8 @@ def means(ax, table, x, y, hue=None, scale="linear"):
     if hue == "layer":
         hue, data = "depth", data.assign(depth=words.depth(table))
     data = data.dropna(subset=["_x", "_y"])
+    if data.empty:
+        raise ValueError(f"table: expected rows with {x} and {y}, found none")
     palette = look.colors(hue, look.levels(data, hue)) if hue else {None: look.OKABE_ITO[0]}
     dots = {"marker": "o", "linestyle": "", "markersize": 3, "markeredgewidth": 0, "alpha": 0.45}
     for level, color in palette.items():
@@ -56,9 +58,15 @@ def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
     Returns
     -------
     DataFrame
-        The first row of each group, with a column `rho`; dead units (NaN) do not count.
+        The first row of each group, with a column `rho`; dead units (NaN) do not count, and where no others are
+        left, `rho` is NaN.
     """
     words.require(table, x, y, *by)
-    alive = table.assign(**{column: words.values(table, column) for column in (x, y)}).dropna(subset=[x, y])
-    rho = alive.groupby(list(by), sort=False)[[x, y]].apply(lambda units: spearman(units[x], units[y]))
+
+    def rho_of(units):
+        alive = units.dropna()
+        return spearman(alive[x], alive[y])
+
+    units = table.assign(**{column: words.values(table, column) for column in (x, y)})
+    rho = units.groupby(list(by), sort=False)[[x, y]].apply(rho_of)
     return table.drop_duplicates(list(by)).merge(rho.rename("rho").reset_index(), on=list(by), how="left")

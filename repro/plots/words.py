@@ -46,7 +46,7 @@ LABELS = {
 }
 MODELS = {"mlp": "MLP", "convnet": "ConvNet", "resnet50": "ResNet-50"}
 # What analyses find out, for notes.
-MEASURED = {"cumulative": "ablation", "ranked": "ablation in order", "projections": "random directions"}
+MEASURED = {"cumulative": "ablation", "ranked": "in order", "projections": "directions"}
 MEASURED |= {"noise": "noise", "single_unit": "importance", "class_drops": "drops", "selectivity": "selectivity"}
 CPUS = {"x86_64", "aarch64", "arm64"}  # architectures; any other device is called as the table calls it
 
@@ -198,12 +198,20 @@ def _model(model, rows):
     # A width may be a number, several numbers, or either as text once models of both kinds share a column.
     widths = {tuple(map(float, re.findall(r"[\d.]+", str(w)))) for w in rows["width"].map(_plain)}
     if model != "mlp":
-        widths = [Fraction(w[0]).limit_denominator(64) if w else Fraction(1) for w in sorted(widths)]
-        ends = ["full" if w == 1 else str(w) for w in widths[:1] + widths[1:][-1:]]
+        widths = sorted({w[0] if w else 1.0 for w in widths})
+        ends = [_share(w) for w in widths[:1] + widths[1:][-1:]]
         return f"{name} {' to '.join(ends)} width"
     widths = sorted(w * 2 if len(w) == 1 else w for w in widths if w)
     shapes = [f"{len(w)}×{w[0]:g}" if len(set(w)) == 1 else "-".join(f"{n:g}" for n in w) for w in widths]
     return f"{name} {' to '.join(shapes[:1] + shapes[1:][-1:])}".rstrip()
+
+
+def _share(width):
+    """A width factor as a fraction of small numbers where it is one: "1/8", "0.01", "full"."""
+    fraction = Fraction(width).limit_denominator(64)
+    if width == 1:
+        return "full"
+    return str(fraction) if abs(fraction - width) < 1e-9 else number(width)
 
 
 def _plain(width):

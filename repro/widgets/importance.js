@@ -10,12 +10,13 @@ const SUPPOSED = {
   none: "Suppose interpretability had nothing to do with importance. Then the dots would make a shapeless cloud.",
 };
 
-/** What the measured rank correlation says; 0.5 is the bound that the claim is judged by. */
+/** What the measured rank correlation says; 0.5 is the bound that the claim is judged by. Below it "hardly", not "not": of so
+ * many units even a weak correlation is seldom chance. */
 function finding(rho) {
-  if (rho >= 0.5) return "And this is what our networks show: the units we can interpret do tend to matter more.";
-  const size = Math.abs(rho) < 0.1 ? "no relationship to speak of" : `a ${rho < -0.5 ? "" : "weak "}${rho < 0 ? "negative" : "positive"} relationship`;
-  return `And this is what our networks show: ${size}. How well we can interpret a unit does not tell how much the network needs it` +
-    `${rho <= -0.5 ? "; if anything, confusing units matter more" : ""}.`;
+  const show = "And this is what our networks show:";
+  if (Math.abs(rho) >= 0.5) return `${show} ${rho > 0 ? "the units we can interpret" : "confusing units"} do tend to matter more.`;
+  const size = Math.abs(rho) < 0.1 ? "no relationship to speak of" : `a weak ${rho < 0 ? "negative" : "positive"} relationship`;
+  return `${show} ${size}. How well we can interpret a unit hardly tells how much the network needs it.`;
 }
 
 function render({ model, el }) {
@@ -24,7 +25,7 @@ function render({ model, el }) {
   const layer = numbers(data.layer);
   const y = Object.fromEntries(STEPS.map((step) => [step, numbers(data.steps[step].importance)]));
   const sorted = Float32Array.from(y.measured, Math.abs).sort();
-  // Most changes are tiny and a few are not: linear about 0, logarithmic beyond.
+  // Most changes are tiny and a few are not: asinh is linear about 0, logarithmic beyond.
   const bend = sorted[Math.floor(sorted.length / 2)] || 1;
   const squash = (value) => Math.asinh(value / bend);
   const low = y.measured.reduce((a, b) => Math.min(a, b));
@@ -83,7 +84,7 @@ function render({ model, el }) {
         element("text", { x: across(t), y: height - bottom + 18, "text-anchor": t === 1 ? "end" : "middle" }, `${t}`),
       ),
       element("text", { x: across(0.5), y: height - 6, "text-anchor": "middle" }, "class selectivity: easier to interpret →"),
-      element("text", { x: 0, y: 12 }, "↑ importance: test loss added by deleting the unit (nats)"),
+      element("text", { x: 0, y: 12 }, "↑ importance: added test loss (nats, asinh-compressed)"),
     );
     put();
   }

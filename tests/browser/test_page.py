@@ -162,8 +162,10 @@ def test_every_step_shows_its_rank_correlation(page, made):
         x, y = pd.DataFrame(places).to_numpy().T
         assert len(x) == len(table)
         assert pd.Series(x).corr(pd.Series(y), method="spearman") == pytest.approx(seen[step], abs=0.01)
+        said = widget.locator(".words").inner_text()
         widget.get_by_role("button", name="Next").click()
     assert widget.get_by_role("radio", name="Positive").is_checked()  # round again
+    assert abs(real) < 0.5 and "hardly tells how much the network needs it" in said
     assert seen["Measured"] == pytest.approx(real, abs=1e-9)
     assert seen["Positive"] > 0.75 and seen["Negative"] < -0.75 and abs(seen["None"]) < 0.1
 
@@ -187,6 +189,14 @@ def test_dots_move_smoothly(page):
     )
     assert min(start, end) + 1 < middle < max(start, end) - 1
     assert 500 <= duration <= 2000  # milliseconds
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_compressed_axis_says_so(open_page, width):
+    page = open_page(width=width)
+    chart = page.locator(".importance .chart")
+    label = chart.get_by_text("asinh-compressed").bounding_box()
+    assert label["x"] + label["width"] <= chart.bounding_box()["x"] + chart.bounding_box()["width"]
 
 
 def test_clicking_the_picture_goes_on(page):
