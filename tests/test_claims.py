@@ -643,6 +643,23 @@ def test_c3b_is_about_normalised_auc_and_the_gap_of_training_and_test_accuracy()
     assert effects["ρ(raw AUC, generalization error)"] > 0.8 and effects["ρ(normalised AUC, test error)"] > 0.8
 
 
+def test_networks_that_learned_little_are_told_apart():
+    """Eight of twenty networks learned half: they have the smallest gaps and the lowest AUC; of the others the paper's holds."""
+    train = np.repeat([0.5, 1.0], [8, 12])
+    test = train - np.r_[np.linspace(0.05, 0.1, 8), np.linspace(0.2, 0.5, 12)]
+    table = trained(0.7 - (train - test), test).assign(
+        train_accuracy=lambda t: train[t["network"].str[1:].astype(int)],
+        accuracy=lambda t: t["accuracy"] * t["train_accuracy"],
+    )
+    best, learned = check("C3a", table, resamples=50).effects
+    assert best.judged and best.estimate < 0 and not learned.judged and learned.estimate > 0.1
+    assert learned.name == "AUC(best 5) − AUC(worst 5) of networks of at least 99% training accuracy"
+    rhos = {effect.name: effect for effect in check("C3b", table, resamples=50).effects}
+    assert rhos["ρ(raw AUC, generalization error)"].estimate > 0
+    rho = rhos["ρ(raw AUC, generalization error) of networks of at least 99% training accuracy"]
+    assert rho.estimate < -0.9 and not rho.judged
+
+
 def test_c6_compares_the_median_of_selectivity_and_the_mean_of_information():
     """Skewed, so that mean and median move in opposite directions."""
 
