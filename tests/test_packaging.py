@@ -3,6 +3,7 @@
 import ast
 import fnmatch
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import repro
+from repro import notebooks
 
 ROOT = Path(repro.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -33,7 +35,7 @@ KNOWN_TO_WORK = """
     torch 2.15.0, torchvision 0.29.2, numpy 2.4, pandas 3.1, pyarrow 26, scikit-learn 1.9, scipy 1.17, safetensors 0.8,
     joblib 1.6, tqdm 4.70, seaborn 0.13.2, matplotlib 3.11, statsmodels 0.15, papermill 2.7.0, jupyterlab 4.6,
     anywidget 0.11, ipywidgets 8.1, dask 2026.8, distributed 2026.8, captum 0.9, pytest 9.2, nbval 0.11.0,
-    hypothesis 6.170, playwright 1.65, ruff 0.17, nbstripout 0.9
+    hypothesis 6.170, playwright 1.65, ruff 0.17
 """
 
 
@@ -266,3 +268,16 @@ except ImportError:
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "blocked and imported\n", done.stderr
+
+
+@pytest.mark.parametrize("name", notebooks.NAMES)
+def test_notebooks_show_the_verdicts_that_stand_beside_the_figures(name):
+    """`make notebooks` keeps the outputs committed with a notebook and figures/digits together."""
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = [output["data"] for cell in cells for output in cell.get("outputs", []) if "data" in output]
+    texts = ["".join(data["text/markdown"]) for data in shown if "text/markdown" in data]
+    verdicts = json.loads((ROOT / "figures" / "digits" / f"{name}.json").read_text(encoding="utf-8"))["verdicts"]
+    heads = [f"**{v['claim']}, {v['subject']}: {v['verdict']}.** {v['statement']}" for v in verdicts]
+    assert [text.splitlines()[0] for text in texts] == heads
+    assert all(f"- rule: {v['rule']}" in text for text, v in zip(texts, verdicts, strict=True))
+    assert any("image/png" in data for data in shown) and not any("widget-view" in str(list(data)) for data in shown)
