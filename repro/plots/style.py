@@ -251,7 +251,7 @@ def in_emptiest_corner(ax, text, data, size=7):
     ax.autoscale_view()  # else the points are not yet where they will be seen
     places = ax.transAxes.inverted().transform(ax.transData.transform(data[["_x", "_y"]].to_numpy()))
     corners = [(right, top) for top in (True, False) for right in (True, False)]
-    wide, high = text_width(text, size) / width(ax) + 0.06, 0.14
+    wide, high = 1.25 * text_width(text, size) / width(ax) + 0.06, 0.14  # the final layout may leave less room
 
     def crowd(corner):
         right, top = corner
