@@ -22,7 +22,7 @@ from repro.claims.tables import (
 )
 from repro.claims.verdicts import NOT_REPRODUCED, Effect, claim, grade, two
 
-MEMORIZED = 0.99  # training accuracy that both arms of C5b must reach
+MEMORIZED = 0.99  # training accuracy: what both arms of C5b must reach, and networks told apart in C3a and C3b
 LEARNED = f" of networks of at least {MEMORIZED:.0%} training accuracy"
 
 

@@ -80,8 +80,8 @@ def require(table, *columns):
 
 def outcome_label(table, y):
     """Name an accuracy or a loss of a damaged network, with the split that it was measured on if the table tells."""
-    on = {which for column in table.filter(regex="_on$") for which in table[column].dropna() if " and " not in which}
-    splits = {"test" if "test" in which else "training" for which in on}
+    on = {which for column in table.filter(regex="_on$") for which in table[column].dropna().unique()}
+    splits = {"test" if "test" in which else "training" for which in on if " and " not in which}
     return f"{splits.pop()} {label(y)}" if len(splits) == 1 else label(y)
 
 
@@ -173,8 +173,8 @@ def note(table):
     if "network" in table:
         parts.append(_networks(table))
     for analysis, name in MEASURED.items():
-        some = {which for which in table.get(f"{analysis}_on", pd.Series(dtype=object)).dropna() if "up to" in which}
-        parts += [f"{name} on {which}" for which in sorted(some)]
+        some = table.get(f"{analysis}_on", pd.Series(dtype=object)).dropna().unique()
+        parts += [f"{name} on {which}" for which in sorted(some) if "up to" in which]
     devices = [table[column].dropna().unique() for column in table.filter(regex="_device$")]  # one of each analysis
     names = dict.fromkeys("CPU" if name in CPUS else name for some in devices for name in some)
     return " · ".join([*parts, " + ".join(names)] if names else parts)
