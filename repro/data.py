@@ -65,6 +65,11 @@ class Dataset:
         return replace(self, x_train=self.x_train[keep], y_train=self.y_train[keep])
 
 
+def short_name(name: str) -> str:
+    """Name a data set without where it lies: "folder:path/to/cifar10-jpeg" is "cifar10-jpeg"."""
+    return str(name).removeprefix("folder:").rstrip("/").rsplit("/", 1)[-1]
+
+
 def load(name: str, root: str | Path | None = None) -> Dataset:
     """Read a data set into memory.
 

@@ -354,7 +354,7 @@ def test_dead_units_are_left_out():
     assert "dead units, left out: 20.0%" in check("C7", table).notes
     table.loc[table["layer"] == "layer1", "dead"] = True
     result = check("C7", table)
-    assert [effect.name.split(") ")[1] for effect in result.effects] == ["all units", "layer layer0"]
+    assert [effect.name.split(") ")[1] for effect in result.effects] == ["over all units", "within layer0"]
     assert any("fewer than three living units: 1" in note for note in result.notes)
 
 
@@ -561,9 +561,10 @@ def test_a_verdict_shows_itself():
     verdict = check("C7", TABLES["C7"])
     assert verdict.subject == "mlp on digits"
     assert "REPRODUCED" in str(verdict) and len(str(verdict).splitlines()) == 2
-    assert "layer layer1" in verdict._repr_markdown_()
+    assert "within layer1" in verdict._repr_markdown_()
     assert check("CA3", TABLES["CA3"]).subject == "convnet on digits, resnet50 on digits"
     assert check("C7", TABLES["C7"].drop(columns=["model", "dataset"])).subject == ""
+    assert repr(check("C7", TABLES["C7"].assign(dataset="folder:a/b"))).startswith("<C7, mlp on b: ")
 
 
 def test_a_verdict_is_frozen():
@@ -691,7 +692,8 @@ def test_scorecard_of_verdicts_and_of_their_json():
     assert card == scorecard(json.loads(json.dumps([v.to_dict() for v in verdicts], allow_nan=False)))
     rows = [line for line in card.splitlines() if line.startswith("|")]
     assert len(rows) == 5 and all(row.count("|") == 7 for row in rows)
-    assert "and 3 more" in rows[2] and "−0.728" in rows[3]
+    rest = [effect.estimate for effect in verdicts[0].effects[3:]]
+    assert f"and 3 more, {min(rest):.3g} to {max(rest):.3g} |" in rows[2].replace("−", "-") and "−0.728" in rows[3]
     assert card.split("\n\n## Rules")[0].endswith("in the paper")
     assert f"- C4b. {CLAIMS['C4b'].rule}" in card.splitlines()
 

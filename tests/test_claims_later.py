@@ -229,7 +229,7 @@ def test_correlations_are_those_within_layers(claim, table):
     found = {e.name: e.estimate for e in check(claim, table, resamples=20).effects if "ρ" in e.name}
     within = [name for name in effects if "within layers" in name]
     assert within and [found[name] for name in within] == pytest.approx([effects[name] for name in within])
-    assert all(found[name] < 0 < effects[name] for name in found if "all units" in name and "ce, drop" not in name)
+    assert all(found[name] < 0 < effects[name] for name in found if "over all units" in name and "ce, drop" not in name)
 
 
 def test_a_network_whose_selectivity_never_rises_made_no_rise_early():

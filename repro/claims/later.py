@@ -20,6 +20,7 @@ from repro.claims.tables import (
     over_units,
     settings_of,
     size_notes,
+    spelled,
     with_arms,
 )
 from repro.claims.verdicts import Effect, claim, grade, two
@@ -52,7 +53,7 @@ def _x1(table, boot):
         for column, name in drops.items()
     ]
     everywhere = [
-        Effect.of(f"ρ(selectivity, {name}) all units", rhos[column][:, 0], judged=False)
+        Effect.of(f"ρ(selectivity, {name}) over all units", rhos[column][:, 0], judged=False)
         for column, name in drops.items()
     ]
     sizes = [
@@ -76,8 +77,8 @@ def _x2a(table, boot):
     layers, within, everywhere = list(alive["layer"].unique()), [], []
     for column in ("selectivity", "mutual_information"):
         rhos = correlations(alive, boot, column, "delta_loss", layers)
-        within.append(Effect.of(f"ρ({column}, importance) within layers", mean_over(rhos[:, 1:])))
-        everywhere.append(Effect.of(f"ρ({column}, importance) all units", rhos[:, 0], judged=False))
+        within.append(Effect.of(f"ρ({spelled(column)}, importance) within layers", mean_over(rhos[:, 1:])))
+        everywhere.append(Effect.of(f"ρ({spelled(column)}, importance) over all units", rhos[:, 0], judged=False))
     notes = [dead, *size_notes([0] * table["network"].nunique(), "units")]
     return [*within, *everywhere], two(*(effect.above(0) for effect in within)), notes
 
@@ -97,8 +98,8 @@ def _x2b(table, boot):
         if name in areas.index.get_level_values("by"):
             rows = areas.xs(name, level="by")
             difference = _differing(rows["ascending"] - rows["descending"], boot)
-            judged = name in ("selectivity", "mutual_information")
-            effects.append(Effect.of(f"AUC, low {name} first − high first", difference.mean(axis=1), judged=judged))
+            judged, name = name in ("selectivity", "mutual_information"), spelled(name)
+            effects.append(Effect.of(f"AUC, low {name} first − high first", difference.mean(axis=1), judged))
     judged = [effect for effect in effects if effect.judged]
     if len(judged) < 2:
         raise ValueError("table: X2b needs curves by selectivity and by mutual_information")

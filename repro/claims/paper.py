@@ -18,6 +18,7 @@ from repro.claims.tables import (
     over_units,
     settings_of,
     size_notes,
+    spelled,
     with_arms,
 )
 from repro.claims.verdicts import NOT_REPRODUCED, Effect, claim, grade, two
@@ -399,8 +400,8 @@ def _poor_predictor(table, boot, x):
     sizes = alive.groupby(["layer", "network"]).size().groupby("layer").max()
     layers = [layer for layer in table["layer"].unique() if sizes.get(layer, 0) >= 3]
     rhos = correlations(alive, boot, x, "delta_loss", layers)
-    names = ["all units", *(f"layer {layer}" for layer in layers)][: rhos.shape[1]]
-    effects = [Effect.of(f"ρ({x}, importance) {name}", rhos[:, i]) for i, name in enumerate(names)]
+    names = ["over all units", *(f"within {layer}" for layer in layers)][: rhos.shape[1]]
+    effects = [Effect.of(f"ρ({spelled(x)}, importance) {name}", rhos[:, i]) for i, name in enumerate(names)]
     inside = all(e.above(-0.5) and e.below(0.5) for e in effects)
     touches = all(e.low < 0.5 and e.high > -0.5 for e in effects)
     notes = [dead, *size_notes([0] * table["network"].nunique(), "units")]

@@ -18,6 +18,11 @@ def networks_of(table, *columns):
     return groups.first()
 
 
+def spelled(column):
+    """A property of units in words: "mutual_information" is "mutual information", "l1_norm" is "L1 norm"."""
+    return column.replace("_", " ").replace("l1", "L1")
+
+
 def with_arms(table, column, *arms):
     absent = [f"{column} {arm}" for arm in arms if not (table[column] == arm).any()]
     if absent:

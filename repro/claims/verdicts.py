@@ -9,6 +9,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from repro.claims.statistics import Bootstrap
+from repro.data import short_name
 from repro.evaluation import check_integer
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
@@ -56,7 +57,7 @@ class Effect:
         return f"{self.name} {numbers.replace('-', '−')}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """What one table says about one claim."""
 
@@ -68,6 +69,9 @@ class Verdict:
     paper: str  # the paper's number, "" where it gives none
     notes: tuple[str, ...] = ()
     rule: str = ""
+
+    def __repr__(self):  # what a notebook keeps beside the markdown
+        return f"<{self.claim}, {self.subject}: {self.verdict}>"
 
     def __str__(self):
         head = f"{self.claim}, {self.subject}: {self.verdict.upper()}."
@@ -87,8 +91,13 @@ class Verdict:
 
 
 def _brief(effects, most=3):
-    judged = [str(effect) for effect in effects if effect.judged]
-    return "; ".join(judged[:most]) + (f"; and {len(judged) - most} more" if len(judged) > most else "")
+    """The first few judged effects, and how far the others reach."""
+    judged = [effect for effect in effects if effect.judged]
+    text, rest = "; ".join(map(str, judged[:most])), judged[most:]
+    if rest:
+        low, high = (pick(effect.estimate for effect in rest) for pick in (min, max))
+        text += f"; and {len(rest)} more, {low:.3g} to {high:.3g}".replace("-", "−")
+    return text
 
 
 def scorecard(verdicts: Iterable[Verdict | dict]) -> str:
@@ -182,7 +191,10 @@ def check(claim_id: str, table: pd.DataFrame, resamples: int = 2000, seed: int =
         raise ValueError(f"table: {claim_id} needs rows, but the table is empty")
     _check_numbers(claim, table)
     about = [column for column in ("model", "dataset") if column in table]
-    subjects = table[about].drop_duplicates().astype(str).agg(" on ".join, axis=1).tolist() if about else []
+    named = table[about].drop_duplicates().astype(str)
+    if "dataset" in named:
+        named["dataset"] = named["dataset"].map(short_name)
+    subjects = named.agg(" on ".join, axis=1).tolist() if about else []
     if claim.per_dataset and len(subjects) > 1:
         raise ValueError(f"table: {claim_id} is judged per data set, got {', '.join(subjects)} in one table")
 

@@ -6,6 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 
+from repro.data import short_name
+
 # column: (label with its unit, factor from the table's unit to the label's)
 LABELS = {
     "accuracy": ("accuracy (%)", 100),
@@ -90,7 +92,7 @@ def level_name(column, level):
     if isinstance(level, bool | np.bool_):
         return "with" if level else "without"
     if column == "dataset":
-        return dataset_name(level)
+        return short_name(level)
     if column == "model":
         return MODELS.get(level, level)
     if isinstance(level, int | float | np.number):
@@ -134,11 +136,6 @@ def layer_name(table, layer):
     return f"layer {depths[layer]}"
 
 
-def dataset_name(name):
-    """Name a data set without where it lies: "folder:path/to/cifar10-jpeg" is "cifar10-jpeg"."""
-    return str(name).removeprefix("folder:").rstrip("/").rsplit("/", 1)[-1]
-
-
 def note(table):
     """Say in one line what a table was made from.
 
@@ -154,7 +151,7 @@ def note(table):
     """
     parts = []
     if "dataset" in table:
-        parts.append(" + ".join(dataset_name(name) for name in table["dataset"].unique()))
+        parts.append(" + ".join(short_name(name) for name in table["dataset"].unique()))
     if "n_train" in table and (sizes := table["n_train"].dropna()).size:
         parts.append(f"{_range(sizes, ',.0f')} training images")
     if "model" in table:
