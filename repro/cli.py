@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -260,7 +260,7 @@ def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
         tables |= files
     seconds, known = 0.0, {}
     for recipe in networks:  # networks that differ in seed and corruption alone take equally long
-        like = training.Recipe(**asdict(recipe) | {"seed": 0, "corruption": 0.0})
+        like = replace(recipe, seed=0, corruption=0.0)
         try:
             if like not in known:
                 known[like] = training.estimate(like)

@@ -264,7 +264,7 @@ def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool
     Returns
     -------
     Series
-        One area a curve, up to the curve's last point, indexed by `by`.
+        One area a curve, up to the curve's last point, indexed by `by`; NaN where `normalize` would divide by zero.
     """
     by = check_curves(curves, by, normalize)
 

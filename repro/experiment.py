@@ -74,7 +74,8 @@ def measure(
     recipes : iterable of Recipe
         Networks; those that the store lacks are trained.
     split : {"train", "test"}
-        Which images are measured; training images come with the (shuffled) labels the network was trained on.
+        Which images are measured, and means and spreads taken over; training images come with the (shuffled) labels the
+        network was trained on.
     epochs : sequence of int, optional
         Measure the networks as they were after these epochs (0: untrained), not after the last one.
     images : int, optional
@@ -336,9 +337,11 @@ def network(recipe: Recipe, epoch: int | None = None) -> nn.Module:
 
 def _networks(recipe: Recipe, epochs: Sequence[int | None], quiet: bool = False) -> dict[int | None, nn.Module]:
     """Networks after some epochs (None: the last), read or trained; the caller holds the recipe's lock."""
-    if any(_read(recipe, epoch) is None for epoch in epochs):
+    models = {epoch: _read(recipe, epoch) for epoch in epochs}
+    if None in models.values():
         _train(recipe, [epoch for epoch in epochs if epoch is not None], quiet)
-    return {epoch: _read(recipe, epoch) for epoch in epochs}
+        models = {epoch: _read(recipe, epoch) for epoch in epochs}
+    return models
 
 
 def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> None:

@@ -180,8 +180,9 @@ def check_width(model: str, width) -> float | tuple[int, ...] | None:
     if model == "mlp" and isinstance(width, list | tuple):
         return tuple(_positive("width", width))
     kind, low, what = (Integral, 1, "an integer") if model == "mlp" else (Real, 1e-3, "a factor on the channel counts")
-    if not isinstance(width, kind) or isinstance(width, bool) or not low <= width <= MOST:
-        raise ValueError(f"width: expected {what} from {low} to {MOST}, got {width!r}")
+    most = 1 if model == "resnet50" else MOST
+    if not isinstance(width, kind) or isinstance(width, bool) or not low <= width <= most:
+        raise ValueError(f"width: expected {what} from {low} to {most}, got {width!r}")
     return int(width) if model == "mlp" else float(width)
 
 

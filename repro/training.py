@@ -150,6 +150,10 @@ class Recipe:
         else:
             expect("strides", self.strides is None, "a sequence of integers or None")
         object.__setattr__(self, "width", models.check_width(self.model, self.width))
+        published = self.model == "resnet50" and self.width in (None, 1)
+        expect(
+            "init", published or self.init != "pretrained", "he or torch, as published weights are a full resnet50's"
+        )
         models.check_options(self.model, self.strides, self.batch_norm, self.dropout)
 
     @property
@@ -471,6 +475,8 @@ def train(recipe: Recipe) -> nn.Module:
     nn.Module
         In eval mode, on the CPU, weights rounded to half precision as they would be stored.
     """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe: expected a Recipe, got {recipe!r:.100}")
     run = Run(recipe)
     with tqdm(total=recipe.epochs, unit="epoch", desc=recipe.model, delay=2) as bar:
         while not run.done:
@@ -484,7 +490,7 @@ def estimate(recipe: Recipe, steps: int = 3) -> float:
     """Roughly how long training takes here, in seconds: a few steps on a slice of the data set, scaled."""
     n_train = recipe.n_train or len(data.load(recipe.dataset).y_train)
     slice_ = min(n_train, recipe.batch_size * steps)
-    run = Run(Recipe(**asdict(recipe) | {"n_train": slice_, "epochs": 2}))
+    run = Run(replace(recipe, n_train=slice_, epochs=2))
     run.advance()  # warm-up
     start = time.perf_counter()
     run.advance()

@@ -567,6 +567,53 @@ def test_a_verdict_shows_itself():
     assert repr(check("C7", TABLES["C7"].assign(dataset="folder:a/b"))).startswith("<C7, mlp on b: ")
 
 
+def test_a_long_verdict_is_folded():
+    text = check("C7", units([related("selectivity", "delta_loss", 0.1)], n=30, layers=8))._repr_markdown_()
+    shown, folded = text.split("<details><summary>6 more</summary>\n\n")
+    assert shown.count("\n- ρ") == 3 and folded.split("\n\n</details>")[0].count("- ρ") == 6
+    assert "ρ(depth, mean importance)" in folded.split("</details>")[1]
+
+
+def test_what_stands_beside_the_rules():
+    """AUC divided by intact accuracy, and the parts of claims that no rule is about."""
+
+    def beside(claim, table):
+        return {effect.name: effect for effect in check(claim, table, resamples=100).effects if not effect.judged}
+
+    # Networks whose accuracy is cut alike everywhere have a lower AUC and the same normalised one.
+    cut = corrupted(curves, lambda f: {"knee": 0.5, "share": 1 - f / 2}).eval("accuracy = accuracy * share")
+    rhos = {effect.name: effect.estimate for effect in check("C1", cut, resamples=100).effects}
+    assert rhos["ρ(corruption, AUC)"] < -0.9 and abs(rhos["ρ(corruption, normalised AUC)"]) < 0.5
+
+    # Within each learning rate AUC rises with the gap, between them it falls.
+    rows = [
+        {
+            "lr": 10.0**-i,
+            "knee": 0.8 - 0.2 * i + 0.03 * k,
+            "train_accuracy": 1.0,
+            "test_accuracy": 0.9 - 0.2 * i - 0.01 * k,
+        }
+        for i in range(3)
+        for k in range(4)
+    ]
+    table = curves(rows, jitter=0.001)
+    assert check("C3b", table, resamples=100).verdict == YES
+    within = beside("C3b", table)["ρ(normalised AUC, generalization error) within learning rates"]
+    assert within.estimate == pytest.approx(1)
+
+    # Means of layers fall exactly with depth.
+    table = units([related("selectivity", "noise", 0.0)] * 2, n=20, layers=5)
+    table["delta_loss"] = 0.01 * table["noise"] - table["layer"].str[-1].astype(int)
+    assert beside("C7", table)["ρ(depth, mean importance)"].high == pytest.approx(-1)
+    assert "ρ(depth, mean importance)" not in beside("C7", TABLES["C7"])  # two layers
+
+    for claim in ("C4a", "C4b", "C5b", "CA1"):
+        assert any("normalised AUC" in name for name in beside(claim, TABLES[claim]))
+    alone = beside("C4c", TABLES["C4c"])["ρ(AUC, test accuracy), settings alone drawn"]
+    judged = check("C4c", TABLES["C4c"], resamples=100).effects[0]
+    assert alone.estimate == judged.estimate and alone.low < alone.high
+
+
 def test_a_verdict_is_frozen():
     with pytest.raises(AttributeError):
         check("C1", TABLES["C1"]).verdict = NO
@@ -692,7 +739,7 @@ def test_scorecard_of_verdicts_and_of_their_json():
     assert card == scorecard(json.loads(json.dumps([v.to_dict() for v in verdicts], allow_nan=False)))
     rows = [line for line in card.splitlines() if line.startswith("|")]
     assert len(rows) == 5 and all(row.count("|") == 7 for row in rows)
-    rest = [effect.estimate for effect in verdicts[0].effects[3:]]
+    rest = [effect.estimate for effect in verdicts[0].effects[3:] if effect.judged]
     assert f"and 3 more, {min(rest):.3g} to {max(rest):.3g} |" in rows[2].replace("−", "-") and "−0.728" in rows[3]
     assert card.split("\n\n## Rules")[0].endswith("in the paper")
     assert f"- C4b. {CLAIMS['C4b'].rule}" in card.splitlines()

@@ -326,7 +326,7 @@ BAD = {
     "strides": [(), (1, 0), (1, 1.5), 2, "ab"],
     "batch_norm": [None, 1, "yes"],
     "dropout": [-0.1, 1, 1.1, float("nan"), None, True],
-    "init": ["xavier", None],
+    "init": ["xavier", None, "pretrained"],
     "corruption": [-0.1, 1.1, float("nan"), "0.5", None, True],
     "optimizer": ["rmsprop", None],
     "lr": [-0.1, float("inf"), float("nan"), "0.1", None],
@@ -356,6 +356,16 @@ def test_a_bad_field_is_named(field, value):
 def test_the_width_of_a_convnet_is_a_factor(width):
     with pytest.raises(ValueError, match="^width: expected"):
         Recipe("digits", "convnet", width=width)
+
+
+def test_published_weights_and_widths_of_a_resnet_are_known_to_its_recipe():
+    assert Recipe("imagenet", "resnet50", init="pretrained", epochs=0).width is None
+    with pytest.raises(ValueError, match="^init: expected"):
+        Recipe("imagenet", "resnet50", init="pretrained", width=0.5)
+    with pytest.raises(ValueError, match="^width: expected a factor .* to 1, got 2.0"):
+        Recipe("imagenet", "resnet50", width=2.0)
+    with pytest.raises(ValueError, match="^recipe: expected a Recipe, got 'digits'"):
+        train("digits")
 
 
 # One other value of every field.

@@ -2,11 +2,11 @@
 
 A claim leads from a tidy table (`experiment.measure`) to effect sizes with 95 % intervals, and from those to a verdict:
 "reproduced", "partly" or "not reproduced". The rules of the paper's claims were fixed before any network was trained, those
-of later work (`verdicts.HINDSIGHT`) were not.
+of later work (`verdicts.HINDSIGHT`) were not. Of C4c the interval was widened when its networks had been measured.
 
 Intervals are percentile bootstraps in two steps, because the orders, repeats and units of one network are not
 independent: networks are drawn first (within their arm where a claim compares arms, so that every arm keeps
-its number of networks; of settings, the settings before them), then orders, repeats or units within each network
+its number of networks; of settings, the settings as well), then orders, repeats or units within each network
 drawn. Along an axis of draws the first is the data as they are: an estimate comes from the very code its interval
 comes from. Drawing orders on top of networks adds noise, so a ρ close to ±1 may lie just outside its interval, on
 the cautious side.

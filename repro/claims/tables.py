@@ -69,8 +69,8 @@ def areas_of(table, networks, boot, normalize=False):
 
 def settings_of(table, boot):
     """Training accuracy, test accuracy, AUC as it is and divided by unablated accuracy of every pair of learning rate and
-    batch size, means over its networks, (4, draws, settings): settings are drawn, then networks of each, then orders; and
-    a note."""
+    batch size, means over its networks, (4, draws, settings), and a note. The networks of each setting and their orders are
+    drawn, then settings: one that is drawn twice brings the same networks."""
     networks = networks_of(table, "lr", "batch_size", "train_accuracy", "test_accuracy")
     accuracies = [np.tile(networks[[column]], boot.size) for column in ("train_accuracy", "test_accuracy")]
     areas = [areas_of(table, networks.index, boot, normalize) for normalize in (False, True)]
@@ -78,7 +78,7 @@ def settings_of(table, boot):
     means = arm_means(boot.networks(np.stack([*accuracies, *areas], axis=-1), arms), arms)
     values = np.stack(list(means.values()), axis=1)  # (draws, settings, 4)
     values = np.take_along_axis(values, boot.picks([0] * len(means))[..., None], axis=1)
-    return np.moveaxis(values, -1, 0), [f"{len(networks)} networks in {len(means)} settings, which are drawn first"]
+    return np.moveaxis(values, -1, 0), [f"{len(networks)} networks in {len(means)} settings, which are drawn too"]
 
 
 def alive_units(table, *columns):

@@ -22,6 +22,7 @@ HINDSIGHT = (
     "These rules were written when the networks of the paper's figures had been measured. X2a, X5a and X5b judge tables that "
     "were there; what X2a and X5a come to on digits could be read off the verdicts of C7 and C4c."
 )
+FEW = 3  # effects that are shown at once
 
 
 # -------------------------------------------------------------------------------------------- what comes out
@@ -79,7 +80,11 @@ class Verdict:
 
     def _repr_markdown_(self):
         lines = [f"**{self.claim}, {self.subject}: {self.verdict}.** {self.statement}", ""]
-        lines += [f"- {effect}" + ("" if effect.judged else " *(not judged)*") for effect in self.effects]
+        judged = [f"- {effect}" for effect in self.effects if effect.judged]
+        lines += judged[:FEW]
+        if rest := judged[FEW:]:
+            lines += [f"\n<details><summary>{len(rest)} more</summary>\n", *rest, "\n</details>\n"]
+        lines += [f"- {effect} *(not judged)*" for effect in self.effects if not effect.judged]
         lines += [f"- paper: {self.paper}"] if self.paper else []
         lines += [f"- rule: {self.rule}"] if self.rule else []
         return "\n".join(lines + [f"- *{note}*" for note in self.notes])
@@ -90,10 +95,10 @@ class Verdict:
         return asdict(self) | {"effects": effects, "notes": list(self.notes)}
 
 
-def _brief(effects, most=3):
+def _brief(effects):
     """The first few judged effects, and how far the others reach."""
     judged = [effect for effect in effects if effect.judged]
-    text, rest = "; ".join(map(str, judged[:most])), judged[most:]
+    text, rest = "; ".join(map(str, judged[:FEW])), judged[FEW:]
     if rest:
         low, high = (pick(effect.estimate for effect in rest) for pick in (min, max))
         text += f"; and {len(rest)} more, {low:.3g} to {high:.3g}".replace("-", "−")
