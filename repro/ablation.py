@@ -13,9 +13,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype
 from torch import nn
 
-from repro.evaluation import auc as auc
 from repro.evaluation import check_scores, evaluating, image_scores, points, score_columns, scores, sequences
 from repro.graph import Tail
 from repro.units import Cut, Link, prepare
@@ -55,6 +55,12 @@ def single_unit(
     DataFrame
         A row a unit: layer, unit, loss (nats), accuracy in [0, 1] (and accuracy_top5 from 100 classes on), delta_loss and
         delta_accuracy (ablated − intact).
+
+    Raises
+    ------
+    ValueError
+        Names the argument: a model whose logits are not finite or fit no labels, an unknown layer or value, images or
+        labels of another kind.
     """
     cut, x, y = prepare(model, x, y, layers)
     with evaluating(model), progress(total=len(cut.units) * len(x), desc="single units") as bar:
@@ -152,7 +158,13 @@ def cumulative(
     Returns
     -------
     DataFrame
-        A row a point: order, n_ablated, fraction_ablated (of all units in `layers`), loss (nats), accuracy.
+        A row a point: order, n_ablated, fraction_ablated (of all units in `layers`), loss (nats), accuracy in [0, 1] (and
+        accuracy_top5 from 100 classes on).
+
+    Raises
+    ------
+    ValueError
+        As `single_unit`; for an order with an unknown unit or with one twice, and steps below 1.
     """
     cut, x, y = prepare(model, x, y, layers)
     curves = [(_times(cut, order), points(len(order), steps)) for order in sequences(cut.units, orders, seed)]
@@ -173,6 +185,58 @@ def cumulative(
     total = torch.cat(sums)
     check_scores(total[:1], "model")
     return where.assign(**score_columns(total, len(x), "value"))
+
+
+def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool = False) -> pd.Series:
+    """Area under cumulative ablation curves: accuracy over the fraction of units ablated, trapezoid rule.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        With columns fraction_ablated, accuracy and those named in `by`.
+    by : str or sequence of str
+        What tells the curves apart.
+    normalize : bool
+        Divide each area by the curve's accuracy before any ablation.
+
+    Returns
+    -------
+    Series
+        One area a curve, up to the curve's last point, indexed by `by`; NaN where `normalize` would divide by zero.
+    """
+    by = _check_curves(curves, by, normalize)
+
+    def area(curve: pd.DataFrame) -> float:
+        curve = curve.sort_values("fraction_ablated")
+        intact = curve["accuracy"].iloc[0] if normalize else 1.0
+        return np.trapezoid(curve["accuracy"], curve["fraction_ablated"]) / (intact or np.nan)
+
+    grouped = curves.groupby(by if len(by) > 1 else by[0], sort=False, dropna=False)
+    return grouped[["fraction_ablated", "accuracy"]].apply(area).rename("auc")
+
+
+def _check_curves(curves: pd.DataFrame, by: str | Sequence[str], normalize: bool) -> list[str]:
+    """The columns, a list, that tell cumulative ablation curves apart."""
+    by = [by] if isinstance(by, str) else by
+    if not isinstance(by, Sequence) or not by or not all(isinstance(name, str) for name in by):
+        raise ValueError(f"by: expected the names of one or several columns, got {by!r}")
+    if not isinstance(normalize, bool | np.bool_):
+        raise ValueError(f"normalize: expected True or False, got {normalize!r}")
+    columns = [*by, "fraction_ablated", "accuracy"]
+    missing = set(columns) - set(curves.columns) if isinstance(curves, pd.DataFrame) else set(columns)
+    if missing or curves.empty or not curves.columns.is_unique:
+        raise ValueError(f"curves: expected a table with columns {', '.join(sorted(missing)) or 'and rows'}")
+    numbers = curves[["fraction_ablated", "accuracy"]]
+    if not all(is_numeric_dtype(kind) for kind in numbers.dtypes) or not np.isfinite(numbers.to_numpy(float)).all():
+        raise ValueError("curves: expected finite numbers as fraction_ablated and accuracy")
+    if not numbers["fraction_ablated"].between(0, 1).all():
+        raise ValueError("curves: expected fractions from 0 to 1 as fraction_ablated")
+    if curves.duplicated([*by, "fraction_ablated"]).any():
+        raise ValueError(f"by: {', '.join(by)} does not tell the curves apart; name further columns, such as network")
+    by = list(dict.fromkeys(by))
+    if normalize and (curves.groupby(by, dropna=False)["fraction_ablated"].min() > 0).any():
+        raise ValueError("normalize: expected a point at fraction_ablated 0 in every curve")
+    return by
 
 
 def _times(cut: Cut, order: Sequence[tuple[str, int]]) -> dict[str, np.ndarray]:

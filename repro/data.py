@@ -304,6 +304,11 @@ def shuffle_labels(y: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
     -------
     Tensor (N,)
         A new tensor of the same type.
+
+    Raises
+    ------
+    ValueError
+        For labels that are no integers, a fraction outside [0, 1] and a negative seed.
     """
     try:
         y = torch.as_tensor(y)

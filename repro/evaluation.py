@@ -1,4 +1,4 @@
-"""What every analysis asks of its input, and how logits and curves are scored."""
+"""What every analysis asks of its input, and how logits are scored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from pandas.api.types import is_numeric_dtype
 from torch import nn
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -170,30 +169,6 @@ def points(n: int, steps: int) -> np.ndarray:
     return np.unique(np.round(np.linspace(0, n, steps + 1)).astype(int))
 
 
-def check_curves(curves: pd.DataFrame, by: str | Sequence[str], normalize: bool) -> list[str]:
-    """The columns, a list, that tell cumulative ablation curves apart."""
-    by = [by] if isinstance(by, str) else by
-    if not isinstance(by, Sequence) or not by or not all(isinstance(name, str) for name in by):
-        raise ValueError(f"by: expected the names of one or several columns, got {by!r}")
-    if not isinstance(normalize, bool | np.bool_):
-        raise ValueError(f"normalize: expected True or False, got {normalize!r}")
-    columns = [*by, "fraction_ablated", "accuracy"]
-    missing = set(columns) - set(curves.columns) if isinstance(curves, pd.DataFrame) else set(columns)
-    if missing or curves.empty or not curves.columns.is_unique:
-        raise ValueError(f"curves: expected a table with columns {', '.join(sorted(missing)) or 'and rows'}")
-    numbers = curves[["fraction_ablated", "accuracy"]]
-    if not all(is_numeric_dtype(kind) for kind in numbers.dtypes) or not np.isfinite(numbers.to_numpy(float)).all():
-        raise ValueError("curves: expected finite numbers as fraction_ablated and accuracy")
-    if not numbers["fraction_ablated"].between(0, 1).all():
-        raise ValueError("curves: expected fractions from 0 to 1 as fraction_ablated")
-    if curves.duplicated([*by, "fraction_ablated"]).any():
-        raise ValueError(f"by: {', '.join(by)} does not tell the curves apart; name further columns, such as network")
-    by = list(dict.fromkeys(by))
-    if normalize and (curves.groupby(by, dropna=False)["fraction_ablated"].min() > 0).any():
-        raise ValueError("normalize: expected a point at fraction_ablated 0 in every curve")
-    return by
-
-
 def check_scales(scales) -> list[float]:
     """Finite numbers >= 0, at least one."""
     several = isinstance(scales, Sequence | np.ndarray | pd.Series) and not isinstance(scales, str) and np.ndim(scales)
@@ -247,31 +222,3 @@ def score_columns(sums: torch.Tensor, n: int, argument: str = "model") -> dict[s
     check_scores(sums, argument)
     names = ("loss", "accuracy", "accuracy_top5")
     return dict(zip(names, (sums / n).T.cpu().tolist(), strict=False))
-
-
-def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool = False) -> pd.Series:
-    """Area under cumulative ablation curves: accuracy over the fraction of units ablated, trapezoid rule.
-
-    Parameters
-    ----------
-    curves : DataFrame
-        With columns fraction_ablated, accuracy and those named in `by`.
-    by : str or sequence of str
-        What tells the curves apart.
-    normalize : bool
-        Divide each area by the curve's accuracy before any ablation.
-
-    Returns
-    -------
-    Series
-        One area a curve, up to the curve's last point, indexed by `by`; NaN where `normalize` would divide by zero.
-    """
-    by = check_curves(curves, by, normalize)
-
-    def area(curve: pd.DataFrame) -> float:
-        curve = curve.sort_values("fraction_ablated")
-        intact = curve["accuracy"].iloc[0] if normalize else 1.0
-        return np.trapezoid(curve["accuracy"], curve["fraction_ablated"]) / (intact or np.nan)
-
-    grouped = curves.groupby(by if len(by) > 1 else by[0], sort=False, dropna=False)
-    return grouped[["fraction_ablated", "accuracy"]].apply(area).rename("auc")

@@ -2,7 +2,8 @@
 
 Both kinds name a model's layers, run all that does not depend on some of them (`start`) and, from there, the rest with
 edited activations as often as one likes (`Tail`). A traced one also tells whether what lies above a layer is a plain
-chain of operations (`chain`). Layers carry torchvision's feature-extraction names ("relu1", "layer1.0.relu_1").
+chain of operations (`chain`). Layers carry torchvision's feature-extraction names ("relu1", "layer1.0.relu_1"), but for one
+kind (`_names`).
 """
 
 from __future__ import annotations

@@ -51,6 +51,11 @@ def sweep(
     -------
     DataFrame
         A row a point: repeat, scale, loss (nats), accuracy in [0, 1] (and accuracy_top5 from 100 classes on).
+
+    Raises
+    ------
+    ValueError
+        As `ablation.single_unit`; for scales that are negative or not finite, and repeats below 1.
     """
     scales = check_scales(scales)
     check_integer("repeats", repeats, 1)

@@ -32,6 +32,11 @@ def selectivity_index(class_means: np.ndarray) -> np.ndarray:
     -------
     array (units,)
         0: the same for all classes; 1: active for one class alone; NaN: dead, silent for every class.
+
+    Raises
+    ------
+    ValueError
+        For means that are negative or not finite, and fewer than two classes.
     """
     means = _numbers("class_means", class_means).astype(np.float64)
     if means.ndim != 2 or means.shape[1] < 2:
@@ -63,6 +68,11 @@ def mutual_information(activations: np.ndarray, y: np.ndarray, bins: int = 10) -
     -------
     array (units,)
         In [0, log2(classes)], classes being those present in `y`.
+
+    Raises
+    ------
+    ValueError
+        For activations that are not finite, labels that are no integers or of one class, and other than 2 to 10,000 bins.
     """
     a = _numbers("activations", activations)
     if a.ndim != 2 or len(a) == 0 or not np.isfinite(a).all():
@@ -152,6 +162,11 @@ def table(model: nn.Module, x: torch.Tensor, y: torch.Tensor, layers: Sequence[s
     -------
     DataFrame
         A row a unit: layer, unit, selectivity (NaN if dead), mutual_information (bits), preferred_class (−1 if dead), dead.
+
+    Raises
+    ------
+    ValueError
+        As `ablation.single_unit`; where a unit's mean activation on a class is negative or not finite.
     """
     cut, x, y = prepare(model, x, y, layers)
     labels = y.cpu().numpy()

@@ -474,6 +474,13 @@ def train(recipe: Recipe) -> nn.Module:
     -------
     nn.Module
         In eval mode, on the CPU, weights rounded to half precision as they would be stored.
+
+    Raises
+    ------
+    ValueError
+        For a recipe that its data set does not fit.
+    FloatingPointError
+        If training diverges.
     """
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe: expected a Recipe, got {recipe!r:.100}")

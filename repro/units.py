@@ -109,6 +109,17 @@ def unit_layers(model: nn.Module, x: torch.Tensor) -> list[tuple[str, int]]:
     model : nn.Module
     x : Tensor (N, ...)
         Images; two of them are run through the model to learn the shapes.
+
+    Returns
+    -------
+    list of (str, int)
+        Names as torchvision's feature extraction gives them, but that a module keeps a number of its own: a model's
+        `relu_2` is "relu_2".
+
+    Raises
+    ------
+    ValueError
+        Where the model has no unit layer, or `x` holds no images.
     """
     return list(Cut(model, x).layers.items())
 
