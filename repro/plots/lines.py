@@ -115,7 +115,7 @@ def noise(ax, table, hue=None, style=None, y="accuracy"):
                 "clip_on": False,
                 "zorder": 3,
             }
-            ax.plot(zero * (high / low) ** shift, mean * words.LABELS.get(y, ("", 1))[1], "o", **dot)
+            ax.plot(zero * (high / low) ** shift, mean * words.factor(y), "o", **dot)
         ticks = [zero, *ticks]
         # The axis is broken between 0 and where the logarithm begins.
         gap = {"marker": [(-1, -2), (1, 2)], "markersize": 6, "markeredgewidth": 0.7, "color": "#888888"}
@@ -204,7 +204,7 @@ def log_epochs(ax, epochs):
 def _lines(ax, table, x, y, over, hue, style, each):
     """Draw a line with its band for each level of hue and style, and the keys; return the colours of hue."""
     by = list(dict.fromkeys(column for column in (hue, style) if column))
-    factor = words.LABELS.get(y, ("", 1))[1]
+    factor = words.factor(y)
     points = spread(table, x, y, over, by)
     palette = look.colors(hue, look.levels(table, hue)) if hue else {None: look.OKABE_ITO[0]}
     dashes = dict(zip(look.levels(table, style), DASHES, strict=False)) if style else {None: DASHES[0]}

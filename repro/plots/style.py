@@ -107,7 +107,7 @@ def gradient_key(ax, title, column, found):
     """Write the key of a numeric column with many levels: a bar of its colours, and what they span."""
     handle = mpl.cm.ScalarMappable(norm(column, found), colormap(column))
     log = ", log scale" if isinstance(handle.norm, LogNorm) else ""
-    factor = words.LABELS.get(column, ("", 1))[1]
+    factor = words.factor(column)
     low, high = (words.rough(end * factor) for end in (min(found), max(found)))
     handlers = {type(handle): _Gradient()}
     return _place(ax, _legend(ax, [handle], [f"{low} to {high}{log}"], title, 1, handlelength=7, handler_map=handlers))

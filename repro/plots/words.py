@@ -64,11 +64,16 @@ def label(column):
     return LABELS.get(column, (str(column).replace("_", " "), 1))[0]
 
 
+def factor(column):
+    """From the unit of a column to that of its label."""
+    return LABELS.get(column, ("", 1))[1]
+
+
 def values(table, column):
     """The column in the unit of its label, as floats; NaN for the mutual information of dead units, too, which is 0 by
     definition and says nothing."""
     require(table, column)
-    found = table[column].astype(float) * LABELS.get(column, ("", 1))[1]
+    found = table[column].astype(float) * factor(column)
     return found.mask(table["dead"].astype(bool)) if column == "mutual_information" and "dead" in table else found
 
 
@@ -96,7 +101,7 @@ def level_name(column, level):
     if column == "model":
         return MODELS.get(level, level)
     if isinstance(level, int | float | np.number):
-        return number(level * LABELS.get(column, ("", 1))[1])
+        return number(level * factor(column))
     return str(level)
 
 
