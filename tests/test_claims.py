@@ -569,7 +569,7 @@ def test_a_verdict_shows_itself():
 
 def test_a_long_verdict_is_folded():
     text = check("C7", units([related("selectivity", "delta_loss", 0.1)], n=30, layers=8))._repr_markdown_()
-    shown, folded = text.split("<details><summary>6 more</summary>\n\n")
+    shown, folded = re.split(r"<details><summary>6 more, \S+ to \S+</summary>\n\n", text)
     assert shown.count("\n- ρ") == 3 and folded.split("\n\n</details>")[0].count("- ρ") == 6
     assert "ρ(depth, mean importance)" in folded.split("</details>")[1]
 

@@ -80,10 +80,11 @@ class Verdict:
 
     def _repr_markdown_(self):
         lines = [f"**{self.claim}, {self.subject}: {self.verdict}.** {self.statement}", ""]
-        judged = [f"- {effect}" for effect in self.effects if effect.judged]
-        lines += judged[:FEW]
+        judged = [effect for effect in self.effects if effect.judged]
+        lines += [f"- {effect}" for effect in judged[:FEW]]
         if rest := judged[FEW:]:
-            lines += [f"\n<details><summary>{len(rest)} more</summary>\n", *rest, "\n</details>\n"]
+            folded = [f"- {effect}" for effect in rest]
+            lines += [f"\n<details><summary>{_more(rest)}</summary>\n", *folded, "\n</details>\n"]
         lines += [f"- {effect} *(not judged)*" for effect in self.effects if not effect.judged]
         lines += [f"- paper: {self.paper}"] if self.paper else []
         lines += [f"- rule: {self.rule}"] if self.rule else []
@@ -98,11 +99,14 @@ class Verdict:
 def _brief(effects):
     """The first few judged effects, and how far the others reach."""
     judged = [effect for effect in effects if effect.judged]
-    text, rest = "; ".join(map(str, judged[:FEW])), judged[FEW:]
-    if rest:
-        low, high = (pick(effect.estimate for effect in rest) for pick in (min, max))
-        text += f"; and {len(rest)} more, {low:.3g} to {high:.3g}".replace("-", "−")
-    return text
+    parts, rest = list(map(str, judged[:FEW])), judged[FEW:]
+    return "; ".join([*parts, f"and {_more(rest)}"] if rest else parts)
+
+
+def _more(effects):
+    """How many effects are left, and how far their estimates reach."""
+    low, high = (pick(effect.estimate for effect in effects) for pick in (min, max))
+    return f"{len(effects)} more, {low:.3g} to {high:.3g}".replace("-", "−")
 
 
 def scorecard(verdicts: Iterable[Verdict | dict]) -> str:
