@@ -15,7 +15,7 @@ from string import Template
 from PIL import Image
 
 from repro import notebooks, store, widgets
-from repro.claims.verdicts import HINDSIGHT, HOW
+from repro.claims.verdicts import FEW, HINDSIGHT, HOW
 from repro.training import Recipe
 from repro.widgets.diagram import HERE, Diagram, module, style
 
@@ -162,7 +162,7 @@ def _table(verdicts: list[dict], label: str, about: str) -> str:
     )
 
 
-def _effects(effects: list[dict], most: int = 3) -> str:
+def _effects(effects: list[dict], most: int = FEW) -> str:
     """What the verdict rests on; a long list is folded."""
     lines = [f"<div>{_effect(effect)}</div>" for effect in effects if effect["judged"]]
     if len(lines) <= most + 1:

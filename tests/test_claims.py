@@ -614,6 +614,16 @@ def test_what_stands_beside_the_rules():
     assert alone.estimate == judged.estimate and alone.low < alone.high
 
 
+@pytest.mark.parametrize("claim", ["C1", "C4a", "C4b", "C5b", "CA1"])
+def test_a_network_that_is_right_about_nothing_leaves_the_verdict_as_it_is(claim):
+    """Its normalised AUC is undefined, which concerns no rule."""
+    table = TABLES[claim].copy()
+    table.loc[table["network"] == table["network"].iloc[0], "accuracy"] = 0.0
+    effects = check(claim, table, resamples=50).effects
+    assert all(np.isfinite(effect.estimate) for effect in effects if effect.judged)
+    assert any(np.isnan(effect.estimate) for effect in effects if "normalised" in effect.name) or claim == "C4b"
+
+
 def test_a_verdict_is_frozen():
     with pytest.raises(AttributeError):
         check("C1", TABLES["C1"]).verdict = NO

@@ -98,8 +98,8 @@ def _x2b(table, boot):
         if name in areas.index.get_level_values("by"):
             rows = areas.xs(name, level="by")
             difference = _differing(rows["ascending"] - rows["descending"], boot)
-            judged, name = name in ("selectivity", "mutual_information"), spelled(name)
-            effects.append(Effect.of(f"AUC, low {name} first − high first", difference.mean(axis=1), judged))
+            about = f"AUC, low {spelled(name)} first − high first"
+            effects.append(Effect.of(about, difference.mean(axis=1), name in ("selectivity", "mutual_information")))
     judged = [effect for effect in effects if effect.judged]
     if len(judged) < 2:
         raise ValueError("table: X2b needs curves by selectivity and by mutual_information")

@@ -25,6 +25,7 @@ from repro.claims.verdicts import NOT_REPRODUCED, Effect, claim, grade, two
 
 MEMORIZED = 0.99  # training accuracy: what both arms of C5b must reach, and networks told apart in C3a and C3b
 LEARNED = f" of networks of at least {MEMORIZED:.0%} training accuracy"
+AREAS = ("AUC", "normalised AUC")  # as it is, which rules are about, and divided by the unablated accuracy
 
 
 @claim("C1", "1a-c", "corruption", *CURVE, per_dataset=True)
@@ -129,16 +130,17 @@ def _c4a(table, boot):
 
     Reproduced: the fall of AUC below 0, and the two epochs within a factor of 2. Partly: one of the two.
     """
+    within = []
+    for epochs, area, loss in _snapshots(table, boot):
+        epochs = np.maximum(epochs, 1)  # epoch 0 has no logarithm
+        fall = area[..., -1] - area.max(axis=-1)
+        ratio = np.log2(epochs[area.argmax(axis=-1)] / epochs[loss.argmin()])
+        within.append(np.stack([fall, np.where(np.isnan(fall), np.nan, ratio)], axis=-1))
+    values = boot.networks(within).mean(axis=1)  # (draws, kinds of AUC, 2)
     effects = []
-    for which, normalize in (("AUC", False), ("normalised AUC", True)):
-        within = []
-        for epochs, area, loss in _snapshots(table, boot, normalize):
-            epochs = np.maximum(epochs, 1)  # epoch 0 has no logarithm
-            ratio = np.log2(epochs[area.argmax(axis=1)] / epochs[loss.argmin()])
-            within.append(np.stack([area[:, -1] - area.max(axis=1), ratio], axis=-1))
-        values = boot.networks(within).mean(axis=1)
+    for i, which in enumerate(AREAS):
         names = f"{which}(last) − max {which}", f"log2(epoch of highest {which} / epoch of lowest test loss)"
-        effects += [Effect.of(name, values[:, i], judged=not normalize) for i, name in enumerate(names)]
+        effects += [Effect.of(name, values[:, i, k], judged=i == 0) for k, name in enumerate(names)]
     fall, ratio, *_ = effects
     notes = [*size_notes([0] * len(within)), "the fall is biased below 0: a maximum also picks up noise"]
     return effects, two(fall.below(0), ratio.low >= -1 and ratio.high <= 1), notes
@@ -150,13 +152,12 @@ def _c4b(table, boot):
 
     Reproduced: ρ below 0. Partly: its estimate below 0.
     """
-    effects = []
-    for which, normalize in (("AUC", False), ("normalised AUC", True)):
-        within = [spearman(area, loss) for _, area, loss in _snapshots(table, boot, normalize)]
-        draws = mean_over(boot.networks(within))
-        effects.append(Effect.of(f"ρ({which}, test loss) over snapshots", draws, judged=not normalize))
-    rho = effects[0]
-    return effects, grade(rho.below(0), rho.estimate < 0), size_notes([0] * len(within))
+    within = [spearman(area, loss) for _, area, loss in _snapshots(table, boot)]
+    values = mean_over(boot.networks(within))
+    rho, beside = (
+        Effect.of(f"ρ({which}, test loss) over snapshots", values[:, i], judged=i == 0) for i, which in enumerate(AREAS)
+    )
+    return [rho, beside], grade(rho.below(0), rho.estimate < 0), size_notes([0] * len(within))
 
 
 @claim(
@@ -275,17 +276,18 @@ def _ca1(table, boot):
     Reproduced: the difference above 0. Partly: its estimate above 0.
     """
     by = ["network", "value", "order"]
-    table, effects = one_curve(with_arms(table, "value", "zero", "mean"), *by), []
-    for which, normalize in (("AUC", False), ("normalised AUC", True)):
-        areas = auc(table, by=by, normalize=normalize).unstack("value")
-        difference = (areas["zero"] - areas["mean"]).dropna()  # of the same order in the same network
-        if difference.empty:
-            raise ValueError("table: CA1 needs networks with both values, zero and mean, of the same orders")
-        within = [boot.orders(orders) for _, orders in difference.groupby("network", sort=False)]
-        draws = boot.networks(within).mean(axis=1)
-        effects.append(Effect.of(f"{which} to zero − {which} to the mean", draws, judged=not normalize))
-    effect = effects[0]
-    return effects, grade(effect.above(0), effect.estimate > 0), size_notes([0] * len(within))
+    areas = _areas(one_curve(with_arms(table, "value", "zero", "mean"), *by), by).unstack("value")
+    difference = areas.xs("zero", axis=1, level="value") - areas.xs("mean", axis=1, level="value")
+    difference = difference.dropna(subset="AUC")  # of the same order in the same network
+    if difference.empty:
+        raise ValueError("table: CA1 needs networks with both values, zero and mean, of the same orders")
+    within = [boot.orders(orders) for _, orders in difference.groupby("network", sort=False)]
+    values = boot.networks(within).mean(axis=1)
+    effect, beside = (
+        Effect.of(f"{which} to zero − {which} to the mean", values[:, i], judged=i == 0)
+        for i, which in enumerate(AREAS)
+    )
+    return [effect, beside], grade(effect.above(0), effect.estimate > 0), size_notes([0] * len(within))
 
 
 @claim("CA2", "A2a-b", "layer", "unit", "selectivity", per_dataset=True)
@@ -369,17 +371,24 @@ def _along_depth(alive, boot, layers, column):
     return over_units(alive, boot, statistic)[:, 0]
 
 
-def _snapshots(table, boot, normalize):
-    """Of every network: epochs (E,), AUC with orders resampled (draws, E), test loss (E,)."""
+def _areas(table, by):
+    """A column for each of `AREAS`; a normalised one is NaN where the intact network is right about nothing."""
+    return pd.DataFrame({which: auc(table, by=by, normalize=i == 1) for i, which in enumerate(AREAS)})
+
+
+def _snapshots(table, boot):
+    """Of every network: epochs (E,), both `AREAS` with orders resampled (draws, 2, E), test loss (E,)."""
     by = ["network", "epoch", "order"]
-    areas = auc(one_curve(table, *by), by=by, normalize=normalize).unstack("order")
+    areas = _areas(one_curve(table, *by), by).unstack("epoch")
     for network in table["network"].unique():
         loss = table[table["network"] == network].groupby("epoch")["test_loss"].first()
         # An order ablates the same units at every epoch, so a network's epochs share each draw of orders.
-        orders = areas.loc[network].loc[loss.index].dropna(axis=1).T
+        orders = areas.loc[network]
+        orders = orders[orders["AUC"][loss.index].notna().all(axis=1)]
         if orders.empty:
             raise ValueError("table: expected the same orders at every epoch of a network")
-        yield loss.index.to_numpy(), boot.orders(orders), loss.to_numpy()
+        kinds = np.stack([orders[which][loss.index] for which in AREAS], axis=1)
+        yield loss.index.to_numpy(), boot.orders(kinds), loss.to_numpy()
 
 
 def _best_less_worst(table, boot, which=""):
