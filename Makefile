@@ -26,7 +26,7 @@ test: $(INSTALLED)  ## lint, unit, property and oracle tests, every notebook
 	$(BIN)/python -m pytest -q $(TOGETHER) tests
 	$(MAKE) test-notebooks
 
-test-notebooks: $(INSTALLED)  ## run every notebook against data/ and compare what is marked for it
+test-notebooks: $(INSTALLED)  ## run every notebook against data/ and compare its verdicts, to the digit
 	figures=$$(mktemp -d) && REPRO_FIGURES=$$figures MPLBACKEND=agg \
 	  $(BIN)/python -m pytest -q $(TOGETHER) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks; \
 	  status=$$?; rm -rf "$$figures"; exit $$status

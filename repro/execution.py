@@ -65,9 +65,8 @@ def _start(name: str, output: Path, parameters: dict, environment: dict) -> subp
     command += ["--cwd", str(notebooks.FOLDER), "--no-progress-bar", "--log-level", "ERROR", "-k", "python3"]
     if parameters:
         command += ["-y", yaml.safe_dump(parameters)]
-    with open(
-        output.with_suffix(".log"), "w"
-    ) as log:  # not a pipe: nobody reads along, and a full one stops the kernel
+    # A file and not a pipe: nobody reads along, and a full pipe stops the kernel.
+    with open(output.with_suffix(".log"), "w") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 

@@ -272,8 +272,10 @@ except ImportError:
 
 @pytest.mark.parametrize("name", notebooks.NAMES)
 def test_notebooks_show_the_verdicts_that_stand_beside_the_figures(name):
-    """`make notebooks` keeps the outputs committed with a notebook and figures/digits together."""
+    """`make notebooks` keeps the outputs committed with a notebook and figures/digits together; nbval compares them."""
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    checking = [cell for cell in cells if any("text/markdown" in o.get("data", {}) for o in cell.get("outputs", []))]
+    assert all("nbval-check-output" in cell["metadata"]["tags"] for cell in checking)
     shown = [output["data"] for cell in cells for output in cell.get("outputs", []) if "data" in output]
     texts = ["".join(data["text/markdown"]) for data in shown if "text/markdown" in data]
     verdicts = json.loads((ROOT / "figures" / "digits" / f"{name}.json").read_text(encoding="utf-8"))["verdicts"]
