@@ -244,4 +244,6 @@ def some_of(part, images: int | None):
     if images is None or images >= len(x):
         return x, y
     keep = torch.from_numpy(np.sort(np.random.default_rng(0).permutation(len(x))[:images]))
+    if len(y[keep].unique()) < 2 <= len(y.unique()):
+        raise ValueError(f"images: expected enough for two classes, got {images}, all of one class")
     return x[keep], y[keep]

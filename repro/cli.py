@@ -236,13 +236,13 @@ def _print_results(results: dict[str, dict], preset: str) -> None:
 def write_scorecard(preset: str) -> None:
     """Collect the verdicts that stand beside the figures into scorecard.md and scorecard.json."""
     from repro.claims import scorecard
+    from repro.claims.verdicts import BEFOREHAND
 
     verdicts = [verdict for name in NAMES for verdict in notebooks.record(name, preset)["verdicts"]]
     folder = store.figures(preset)
     content = json.dumps(verdicts, indent=1, ensure_ascii=False) + "\n"
     store.write_whole(folder / "scorecard.json", content.encode())
-    title = f"# Scorecard, preset {preset}\n\nIntervals are 95 % bootstraps. "
-    title += "The rules of the paper's claims, C1 to CA4, were fixed before any network was trained.\n\n"
+    title = f"# Scorecard, preset {preset}\n\nIntervals are 95 % bootstraps. {BEFOREHAND}\n\n"
     store.write_whole(folder / "scorecard.md", (title + scorecard(verdicts) + "\n").encode())
 
 

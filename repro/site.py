@@ -15,13 +15,12 @@ from string import Template
 from PIL import Image
 
 from repro import notebooks, store, widgets
-from repro.claims.verdicts import FEW, HINDSIGHT, HOW
+from repro.claims.verdicts import BEFOREHAND, FEW, HINDSIGHT, HOW
 from repro.training import Recipe
 from repro.widgets.diagram import HERE, Diagram, module, style
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline' blob:"
 PIXELS = 115  # of the page to an inch of a figure
-BEFORE = f"The rules for these verdicts were written down before any network was trained. {HOW}"
 MARKS = {"reproduced": "✓", "partly": "~", "not reproduced": "✗"}
 
 PAGE = Template("""<!doctype html>
@@ -140,7 +139,7 @@ def _scorecard(path: Path) -> str:
     if not verdicts:
         return ""
     paper, later = ([v for v in verdicts if v["claim"].startswith("X") == x] for x in (False, True))
-    parts = [_table(paper, "Scorecard", BEFORE)] if paper else []
+    parts = [_table(paper, "Scorecard", f"{BEFOREHAND} {HOW}")] if paper else []
     parts += ["<h3>What later work says</h3>", _table(later, "Scorecard of later work", HINDSIGHT)] if later else []
     return '<section class="part">\n<h2>Which claims hold?</h2>\n' + "\n".join(parts) + "\n</section>"
 

@@ -153,6 +153,8 @@ def test_fewer_images_are_some_of_them():
     whole, some = (measure_model(model, "digits", "cumulative", images=n)["cumulative"] for n in (None, 50))
     assert set((some.accuracy * 50).round(6) % 1) == {0.0}
     assert whole.n_ablated.equals(some.n_ablated)
+    with pytest.raises(ValueError, match="images: expected enough for two classes, got 1, all of one class"):
+        measure_model(repro.models.mlp(64, [6, 5], 10), "digits", "cumulative", images=1)
 
 
 def test_outputs_name_the_models_own_classes(folder):

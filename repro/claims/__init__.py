@@ -1,8 +1,8 @@
 """The paper's fifteen claims and what later work says, each with the rule by which it counts as reproduced.
 
 A claim leads from a tidy table (`experiment.measure`) to effect sizes with 95 % intervals, and from those to a verdict:
-"reproduced", "partly" or "not reproduced". The rules of the paper's claims were fixed before any network was trained, those
-of later work (`verdicts.HINDSIGHT`) were not. Of C4c the interval was widened when its networks had been measured.
+"reproduced", "partly" or "not reproduced". Which rules are older than the networks they judge is told by
+`verdicts.BEFOREHAND` and `verdicts.HINDSIGHT`.
 
 Intervals are percentile bootstraps in two steps, because the orders, repeats and units of one network are not
 independent: networks are drawn first (within their arm where a claim compares arms, so that every arm keeps

@@ -18,6 +18,10 @@ HOW = (
     "them, over orders, repeats or units; with three or four networks an arm they are too short, as such intervals are: read "
     "them as about 80 %."
 )
+BEFOREHAND = (
+    "The rules of the paper's claims, C1 to CA4, were written down before any network was trained; the interval of C4c was "
+    "widened when its networks had been measured."
+)
 HINDSIGHT = (
     "These rules were written when the networks of the paper's figures had been measured. X2a, X5a and X5b judge tables that "
     "were there; what X2a and X5a come to on digits could be read off the verdicts of C7 and C4c."
