@@ -46,7 +46,7 @@ def single_unit(
         Unit layers; all by default.
     value : {"zero", "mean", "mean_per_position", "resampled"} or {layer: tensor}
         What an ablated unit is clamped to; a tensor has shape (C,) or (C, H, W). "resampled": on every image the unit's
-        activation on another, drawn once, for each unit its own; keeps the layers' activations on x_fit in memory.
+        activation on one drawn at random, for each unit its own; keeps the layers' activations on x_fit in memory.
     x_fit : Tensor, optional
         Images the means are taken over, or activations are drawn from; `x` by default.
 
@@ -271,7 +271,7 @@ def run_ablated(cut: Cut, tail: Tail, block: slice, masks, clamp, bar) -> Iterat
 
         def clamped(name: str, h: torch.Tensor, now=now, copies=copies) -> torch.Tensor:
             mask = now[name].reshape(copies, 1, -1, *[1] * (h.ndim - 2))
-            return torch.where(mask, values[name], h.unflatten(0, (copies, -1))).flatten(0, 1)
+            return torch.where(mask, values[name].to(h.dtype), h.unflatten(0, (copies, -1))).flatten(0, 1)
 
         yield tail(clamped, copies).unflatten(0, (copies, -1))
         bar.update(copies * n)

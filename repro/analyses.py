@@ -152,6 +152,9 @@ def _images_of(which: str | Dataset, images: int | None):
         raise ValueError(f"data: expected a repro.data.Dataset or a name such as 'folder:PATH', got {kind}")
     check_count("images", images)
     parts = (dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)
+    for x, y in parts:
+        if len(x) != len(y):
+            raise ValueError(f"data: expected a label for each image, got {len(y)} for {len(x)}")
     return dataset, *(some_of(part, images) for part in parts)
 
 
@@ -162,9 +165,10 @@ def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | No
     if outputs is None and logits == classes:
         return x, y
     if outputs is None:
+        some = ", ".join(map(str, dataset.classes[:5])) + ", …" * (classes > 5)
         raise ValueError(
-            f"outputs: {dataset.name} has {classes} classes ({', '.join(dataset.classes[:5])}{', …' * (classes > 5)}), the "
-            f"model {logits} outputs; pass a model with {classes}, or outputs=[…], the model's output for each class"
+            f"outputs: {dataset.name} has {classes} classes ({some}), the model {logits} outputs; pass a model with {classes}, "
+            "or outputs=[…], the model's output for each class"
         )
     listed = list(outputs) if isinstance(outputs, Iterable) else []
     integers = all(isinstance(i, int | np.integer) and 0 <= i < logits for i in listed)

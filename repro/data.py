@@ -59,8 +59,8 @@ class Dataset:
         """Keep the first ``n_train`` training images of a fixed shuffle (None: all, in their own order)."""
         if n_train is None:
             return self
-        if not 1 <= n_train <= len(self.y_train):
-            raise ValueError(f"n_train: expected 1 to {len(self.y_train)} for {self.name!r}, got {n_train}")
+        if not isinstance(n_train, int | np.integer) or not 1 <= n_train <= len(self.y_train):
+            raise ValueError(f"n_train: expected 1 to {len(self.y_train)} for {self.name!r}, got {n_train!r}")
         keep = torch.from_numpy(np.random.default_rng(0).permutation(len(self.y_train))[:n_train])
         return replace(self, x_train=self.x_train[keep], y_train=self.y_train[keep])
 
@@ -84,6 +84,11 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
         Recipes know a folder by its PATH: give other images another name, lest results of the old ones be taken for theirs.
     root : path, optional
         Folder of the data sets; by default the environment variable REPRO_DATA, else ``data/raw``.
+
+    Returns
+    -------
+    Dataset
+        Kept, and given to whoever asks next: clone tensors before you change them.
 
     Raises
     ------
@@ -317,7 +322,7 @@ def shuffle_labels(y: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
     no_labels = y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
     if y.ndim != 1 or no_labels or y.layout != torch.strided or y.device.type == "meta":
         raise ValueError(f"y: expected a vector of integer labels, got {y.dtype} of shape {tuple(y.shape)}")
-    if not isinstance(fraction, int | float | np.number) or not 0 <= fraction <= 1:  # also refuses NaN
+    if not isinstance(fraction, int | float | np.integer | np.floating) or not 0 <= fraction <= 1:  # also refuses NaN
         raise ValueError(f"fraction: expected a number in [0, 1], got {fraction!r}")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed: expected an integer >= 0, got {seed!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -19,15 +20,34 @@ PRODUCTS = (CUDNN.conv, CUDNN.rnn, BLAS.matmul, CPU.conv, CPU.matmul)  # whose f
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module):
-    """Eval mode without gradients, float32 as it is; every module's own mode is restored afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Eval mode without gradients, in the model's own precision, float32 as it is; the model is afterwards as it was."""
+    kind = next(model.parameters(), torch.empty(0)).device.type
+    with kept(model), torch.no_grad(), torch.autocast(kind, enabled=False), whole_products():
+        model.eval()
+        yield
+
+
+@contextlib.contextmanager
+def kept(model: nn.Module):
+    """Take back what is written into a model: attributes (a module's mode is one), entries of its dicts and lists, numbers of
+    its buffers."""
+    own = [vars(module) for module in model.modules()]
+    dicts = [*own, *(value for attributes in own for value in attributes.values() if isinstance(value, dict))]
+    lists = [value for attributes in own for value in attributes.values() if isinstance(value, list)]
+    earlier_dicts, earlier_lists = ([copy.copy(value) for value in values] for values in (dicts, lists))
+    numbers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with torch.no_grad(), whole_products():
-            yield
+        yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for now, before in zip(dicts, earlier_dicts, strict=True):
+            now.update(before)
+            for name in now.keys() - before.keys():
+                del now[name]
+        for now, before in zip(lists, earlier_lists, strict=True):
+            now[:] = before
+        for now, before in numbers:
+            if not torch.equal(now, before):
+                now.copy_(before)
 
 
 @contextlib.contextmanager
@@ -56,6 +76,12 @@ def check_model(model: nn.Module) -> nn.Module:
         raise ValueError(f"model: expected an nn.Module, got {type(model).__name__}")
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise ValueError("model: expected weights, got a model on the meta device")
+    if any(map(torch.nn.parameter.is_lazy, model.parameters())):
+        raise ValueError("model: expected weights, got a lazy layer without; run the model once")
+    if any(isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod") for module in model.modules()):
+        raise ValueError(
+            "model: expected the network itself, got what torch.jit or torch.compile made of it (which keeps it as _orig_mod)"
+        )
     if any(isinstance(module, BATCH_NORM) and module.running_var is None for module in model.modules()):
         raise ValueError(
             "model: a batch norm without running statistics makes each image's logits depend on the others"
@@ -107,14 +133,17 @@ def check_labels(y: torch.Tensor, n: int, classes: int | None = None) -> torch.T
     return y
 
 
-def check_layers(layers: Sequence[str] | None, outputs: Mapping[str, tuple[torch.Size, bool]]) -> list[str]:
-    """Unit layers in forward order, those named or all, of a model's {layer: (shape, is a nonlinearity)}."""
-    units = [name for name, (shape, nonlinear) in outputs.items() if nonlinear and len(shape) in (1, 3)]
+def check_layers(layers: Sequence[str] | None, outputs: Mapping) -> list[str]:
+    """Unit layers in forward order, those named or all, of a model's {name: `graph.Layer`}."""
+    wrong = {name: fault for name, layer in outputs.items() if (fault := _no_units(layer))}
+    units = [name for name, layer in outputs.items() if layer.nonlinear and name not in wrong]
     if layers is None:
         if not units:
+            faults = [f"; {name!r} gives {wrong[name]}" for name in wrong if outputs[name].nonlinear]
+            others = [name for name in outputs if name not in wrong]
             raise ValueError(
-                "model: found no unit layer (the output of a ReLU-like nonlinearity, (N, C) or (N, C, H, W)); "
-                f"name layers by hand: layers=[...] from {', '.join(outputs) or 'none'}"
+                "model: found no unit layer, the output of a ReLU-like nonlinearity, (N, C) or (N, C, H, W)"
+                f"{faults[0] if faults else ''}; name layers by hand: layers=[...] from {', '.join(others) or 'none'}"
             )
         return units
     try:
@@ -127,16 +156,24 @@ def check_layers(layers: Sequence[str] | None, outputs: Mapping[str, tuple[torch
         if name not in outputs:
             expected = ", ".join(units or outputs)
             raise ValueError(f"layers: the model has no layer {name!r}; expected some of {expected}")
-        if len(outputs[name][0]) not in (1, 3):
-            shape = ", ".join(map(str, outputs[name][0]))
-            raise ValueError(f"layers: {name!r} gives (N, {shape}); units need (N, C) or (N, C, H, W)")
+        if name in wrong:
+            raise ValueError(f"layers: {name!r} gives {wrong[name]}; units need (N, C) or (N, C, H, W)")
     return [name for name in outputs if name in names]
+
+
+def _no_units(layer) -> str:
+    """What keeps the channels of a layer from being units; "" if nothing does."""
+    shape = f"(N, {', '.join(map(str, layer.shape))})"
+    if layer.channels_last:
+        return f"{shape}, channels last"
+    return shape if len(layer.shape) not in (1, 3) else ""
 
 
 def check_value(value, name: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     """What the units of a layer are clamped to, (C,) or (C, H, W), as (1, C), (1, C, 1, 1) or (1, C, H, W)."""
     if not _plain(value) or value.is_complex() or tuple(value.shape) not in (tuple(shape), tuple(shape[:1])):
-        raise ValueError(f"value: expected a tensor of shape {tuple(shape[:1])} or {tuple(shape)} for layer {name!r}")
+        shapes = " or ".join(dict.fromkeys(map(str, (tuple(shape[:1]), tuple(shape)))))
+        raise ValueError(f"value: expected a tensor of shape {shapes} for layer {name!r}")
     value = value.to(dtype)
     if not torch.isfinite(value).all():
         raise ValueError(f"value: expected finite numbers for layer {name!r}")
@@ -174,7 +211,7 @@ def check_scales(scales) -> list[float]:
     several = isinstance(scales, Sequence | np.ndarray | pd.Series) and not isinstance(scales, str) and np.ndim(scales)
     scales = list(scales) if several else [scales]
     largest = torch.finfo(torch.float32).max
-    wrong = [s for s in scales if not isinstance(s, int | float | np.number) or not 0 <= s <= largest]
+    wrong = [s for s in scales if not isinstance(s, int | float | np.integer | np.floating) or not 0 <= s <= largest]
     if wrong or not scales:
         raise ValueError(f"scales: expected finite numbers >= 0, got {wrong[0] if wrong else 'none'!r}")
     return [float(scale) for scale in scales]
@@ -190,6 +227,8 @@ def check_integer(argument: str, number, low: int) -> int:
 def image_scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Of every image the cross-entropy in nats, whether it is correct and, from 100 classes on, whether the label is
     among the first five: (2 or 3, ..., N) for logits (..., N, classes) and labels (N,)."""
+    if logits.dtype.itemsize < 4:  # half precision is for networks, not for what is said of them
+        logits = logits.float()
     label = logits.gather(-1, y.expand(logits.shape[:-1])[..., None]).squeeze(-1)
     largest = logits.amax(-1)
     top = logits == largest[..., None]

@@ -8,23 +8,24 @@ kind (`_names`).
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import inspect
 import itertools
 import math
 import operator
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from repro.evaluation import BATCH_NORM
+from repro.evaluation import BATCH_NORM, kept
 
 NONLINEARITIES = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -40,6 +41,14 @@ MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 INPLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv")
 
 Edit = Callable[[str, torch.Tensor], torch.Tensor]  # (layer, activation) -> another activation of that shape
+
+
+class Layer(NamedTuple):
+    """What is known of a layer: the shape of one image's activation, and whether units are found along its first dim."""
+
+    shape: torch.Size
+    nonlinear: bool
+    channels_last: bool  # as a linear layer leaves them, behind what were positions to it
 
 
 @dataclass
@@ -75,8 +84,8 @@ class Step:
 def _kind(module: nn.Module | None, function: str, args: tuple, shape: torch.Size) -> str:
     """What an operation does: act on each "channel" by itself, mix channels (a "linear" layer or a "convolution"), "scale" what
     was mixed (a batch norm), "flatten", "nothing"; "" if something else."""
-    if module is not None and (module._forward_hooks or module._forward_pre_hooks):
-        return ""  # it does more than its kind
+    if module is not None and not _plain(module):
+        return ""  # it may do more than its kind
     if isinstance(module, CHANNELWISE) or function in CHANNELWISE_FUNCTIONS:
         return "channel"
     if isinstance(module, nn.Linear) and len(shape) == 1:
@@ -91,9 +100,20 @@ def _kind(module: nn.Module | None, function: str, args: tuple, shape: torch.Siz
     return "nothing" if isinstance(module, NOTHING) else ""
 
 
-def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict, torch.Tensor]:
-    """(how to run it, {layer: (shape, is a nonlinearity)}, logits) from a few images; the graph is used where it gives the
-    logits that the model does."""
+def _plain(module: nn.Module) -> bool:
+    """A module of torch.nn that does what its class does, no more."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or torch.nn.modules.module._has_any_global_hook()
+    return not hooked and type(module).__module__.startswith("torch.nn.") and "forward" not in vars(module)
+
+
+def _channels_last(shape: torch.Size, source: nn.Module | None) -> bool:
+    """Whether activations (H, W, C) come from a linear layer, which takes their last dim for the channels."""
+    return len(shape) == 3 and isinstance(source, nn.Linear) and shape[-1] == source.out_features != shape[0]
+
+
+def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict[str, Layer], torch.Tensor]:
+    """(how to run it, its layers, logits) from a few images; the graph is used where it gives the logits that the model
+    does."""
     try:
         truth = model(x.clone())  # which it may change
     except Exception as error:  # torch's words, or the model's, for shapes and types that do not fit
@@ -101,10 +121,10 @@ def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict, tor
         raise ValueError(
             f"x: the model cannot run images {x.dtype} (N, {', '.join(map(str, x.shape[1:]))}): {line}"
         ) from error
-    if not isinstance(truth, torch.Tensor) or truth.ndim != 2:
+    if not isinstance(truth, torch.Tensor) or truth.ndim != 2 or len(truth) != len(x):
         raise ValueError("model: expected a classifier with logits (N, classes)")
     try:
-        graph = Graph(model)
+        graph = Graph(model, x)
         outputs, logits = graph.outputs(x)
         if torch.allclose(logits, truth, atol=1e-5, equal_nan=True):
             return graph, outputs, logits
@@ -114,7 +134,10 @@ def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict, tor
     frame, level = sys._getframe(), 1
     while frame.f_back and frame.f_globals["__name__"].startswith(__package__):
         frame, level = frame.f_back, level + 1
-    warning = f"the model is measured through hooks, which is slower: it cannot be traced ({reason})"
+    warning = (
+        "the model is measured through hooks, which is slower and finds the nonlinearities alone that are modules: "
+        f"it cannot be traced ({reason})"
+    )
     warnings.warn(warning, stacklevel=level)
     hooks = Hooks(model)
     return hooks, *hooks.outputs(x)
@@ -123,27 +146,33 @@ def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict, tor
 class Graph:
     """A model as a torch.fx graph without in-place operations, run node by node."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, sample: torch.Tensor):
         import torchvision
         from torchvision.models.feature_extraction import NodePathTracer
 
         tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops))
-        with _unchanged(model):
-            self.model, graph = model, tracer.trace(model)  # which leaves constants on the model
+        _, *others = inspect.signature(model.forward).parameters.values()
+        defaults = {other.name: other.default for other in others if other.default is not other.empty}
+        with kept(model):
+            self.model, graph = model, tracer.trace(model, defaults)  # which leaves constants on the model
             constants = [node for node in graph.nodes if node.op == "get_attr"]
             self.constants = {node: operator.attrgetter(node.target)(model) for node in constants}
         self.modules = dict(model.named_modules())
+        self.overwritten = {}  # what the model would overwrite: {node made pure: its argument}
         earlier = set()
         for node in graph.nodes:
             earlier.add(node)
             if self._make_pure(node):  # what follows shall see the result, as if its argument had been overwritten
+                self.overwritten[node] = node.args[0]
                 node.args[0].replace_all_uses_with(node, lambda user: user not in earlier)
+        *self.nodes, output = graph.nodes
+        self.input, self.result = self.nodes[0], output.args[0]
+        self._check_overwritten(sample)
         for node in reversed(graph.nodes):
             if not node.users and node.op not in ("placeholder", "output"):
                 graph.erase_node(node)
         self.names = _names(tracer, graph)
-        *self.nodes, output = graph.nodes
-        self.input, self.result = self.nodes[0], output.args[0]
+        *self.nodes, _ = graph.nodes
         self.fed = {self.input}  # what depends on the images, and has one entry for each
         for node in self.nodes:
             if not self.fed.isdisjoint(node.all_input_nodes):
@@ -152,6 +181,8 @@ class Graph:
     def _make_pure(self, node) -> bool:
         """Let an in-place operation return a new tensor; False if it was none."""
         target, name = node.target, getattr(node.target, "__name__", "")
+        if node.kwargs.get("out") is not None:
+            raise ValueError("it writes into an argument named out")
         if node.op == "call_module" and getattr(self.model.get_submodule(target), "inplace", False):
             self.modules[target] = copy.copy(self.modules[target])
             self.modules[target].inplace = False
@@ -159,8 +190,8 @@ class Graph:
             node.target = target[:-1]
         elif node.op == "call_function" and name in INPLACE_OPERATORS:
             node.target = getattr(operator, name[1:])
-        elif node.op == "call_function" and name.endswith("_") and hasattr(F, name[:-1]):
-            node.target = getattr(F, name[:-1])
+        elif node.op == "call_function" and name.endswith("_") and not hasattr(operator, name):
+            node.target = getattr(F, name[:-1], None) or getattr(torch, name[:-1])  # no such function: hooks
         elif node.op == "call_function" and node.kwargs.get("inplace"):
             node.kwargs = {**node.kwargs, "inplace": False}
         elif node.op == "call_function" and name in FUNCTIONS and node.args[-1] is True:  # F.relu(x, True)
@@ -168,6 +199,24 @@ class Graph:
         else:
             return False
         return True
+
+    def _check_overwritten(self, sample: torch.Tensor) -> None:
+        """Refuse a model that overwrites what another of its values, used afterwards, is a view of or has as a view."""
+        env, place = self._values(sample), {node: i for i, node in enumerate(self.nodes)}
+        memory = {node: v.untyped_storage().data_ptr() for node, v in env.items() if isinstance(v, torch.Tensor)}
+        for node, argument in self.overwritten.items():
+            for other in self.nodes[: place[node]]:
+                shared = other is not argument and memory.get(other) == memory[argument] != 0  # 0: of no size
+                if shared and any(
+                    place.get(user, math.inf) > place[node] for user in other.users
+                ):  # the output comes last
+                    raise ValueError(f"{argument} is overwritten, which shares its memory with {other}")
+
+    def _values(self, sample: torch.Tensor) -> dict:
+        """The value of every node, few images being run."""
+        env = {self.input: sample}
+        self._execute(self.nodes[1:], env, keep=self.nodes)
+        return env
 
     def _call(self, node, env):
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
@@ -177,7 +226,7 @@ class Graph:
             return node.target(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], node.target)(*args[1:], **kwargs)
-        return self.constants[node]
+        return args[0] if node.op == "placeholder" else self.constants[node]  # an argument's default
 
     def _execute(self, nodes, env, keep, layers=(), edit=None) -> None:
         """Run `nodes` in `env`, a dict of node to value; values that nothing needs any more are let go."""
@@ -190,18 +239,20 @@ class Graph:
                 if last[argument] is node and argument not in keep:
                     del env[argument]
 
-    def outputs(self, sample: torch.Tensor) -> tuple[dict[str, tuple[torch.Size, bool]], torch.Tensor]:
-        """Shape of one image's activation of every layer, and whether it is a nonlinearity; and the logits."""
-        env = {self.input: sample}
-        self._execute(self.nodes[1:], env, keep=self.nodes)
-        images = {n: v for n, v in env.items() if n in self.fed and isinstance(v, torch.Tensor)}
-        self.shapes = {n: v.shape[1:] for n, v in images.items() if v.ndim > 1}
+    def outputs(self, sample: torch.Tensor) -> tuple[dict[str, Layer], torch.Tensor]:
+        """The layers, which have one entry for each image; and the logits."""
+        env = self._values(sample)
+        tensors = {n: v for n, v in env.items() if n in self.fed and isinstance(v, torch.Tensor)}
+        self.images = {n for n, v in tensors.items() if v.ndim and len(v) == len(sample)}
+        self.shapes = {n: tensors[n].shape[1:] for n in self.images if tensors[n].ndim > 1}
         inner = [node for node in self.nodes[1:] if node in self.shapes and node is not self.result]
         self.by_name = {self.names[node]: node for node in inner}
         found = {}
         for name, node in self.by_name.items():
             module, function = self._operation(node)
-            found[name] = self.shapes[node], isinstance(module, NONLINEARITIES) or function in FUNCTIONS
+            nonlinear = isinstance(module, NONLINEARITIES) or function in FUNCTIONS
+            source = next(self._mixing_below(node), None)
+            found[name] = Layer(self.shapes[node], nonlinear, _channels_last(self.shapes[node], source))
         return found, env[self.result]
 
     def start(self, x: torch.Tensor, layers: Collection[str]) -> Tail:
@@ -229,8 +280,7 @@ class Graph:
             self._execute(rest, now, {self.result}, layers, edit)
             return now[self.result]
 
-        fed = [v for n, v in env.items() if n in self.fed]
-        repeats = all(isinstance(v, torch.Tensor) and v.ndim and len(v) == len(x) for v in fed)
+        repeats = all(n in self.images and len(v) == len(x) for n, v in env.items() if n in self.fed)
         largest = max(self.shapes[n].numel() for n in {*env, *rest} & self.shapes.keys())
         return Tail(run, repeats, largest, {self.names[root]: env[root] for root in roots})
 
@@ -248,12 +298,18 @@ class Graph:
         """The convolution or linear layer that makes the channels of `layer`; of a sum, the first argument counts."""
         node = self.by_name[layer]
         channels = self.shapes[node][0]
+        for module in self._mixing_below(node):
+            if len(module.weight) == channels:
+                return module
+        raise _sourceless(layer)
+
+    def _mixing_below(self, node) -> Iterator[nn.Module]:
+        """Convolutions and linear layers below a node, the nearest first; of several arguments the first counts."""
         while node.all_input_nodes:
             node = node.all_input_nodes[0]
             module = self.modules[node.target] if node.op == "call_module" else None
-            if isinstance(module, MIXING) and len(module.weight) == channels:
-                return module
-        raise _sourceless(layer)
+            if isinstance(module, MIXING):
+                yield module
 
     def _step(self, node, source) -> Step:
         (module, function), shape = self._operation(node), self.shapes.get(node, torch.Size())
@@ -265,18 +321,6 @@ class Graph:
         if node.op == "call_module":
             return self.modules[node.target], ""
         return None, node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-
-
-@contextlib.contextmanager
-def _unchanged(model: nn.Module):
-    """Take back what a model's forward writes into it."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
 
 
 def _names(tracer, graph) -> dict:
@@ -321,29 +365,34 @@ class Hooks:
                 handle.remove()
 
     def outputs(self, sample):
-        found, last, mixing = {}, {}, {}
+        found, last, mixing, nearest = {}, {}, {}, None
         self.sources: dict[str, nn.Module | None] = {}
 
         def record(name, module, output):
-            if isinstance(output, torch.Tensor) and output.ndim >= 2:
-                found[name] = output.shape[1:], isinstance(module, NONLINEARITIES)
+            nonlocal nearest
+            if isinstance(module, MIXING):
+                mixing[len(module.weight)] = nearest = module
+            if isinstance(output, torch.Tensor) and output.ndim >= 2 and len(output) == len(sample):
+                shape = output.shape[1:]
+                found[name] = Layer(shape, isinstance(module, NONLINEARITIES), _channels_last(shape, nearest))
                 last[name] = output
-                if isinstance(module, MIXING):
-                    mixing[len(module.weight)] = module
-                self.sources[name] = mixing.get(output.shape[1])
+                self.sources[name] = mixing.get(shape[0])
             return output
 
         logits = self._forward(sample, record)
         return {name: entry for name, entry in found.items() if last[name] is not logits}, logits
 
     def start(self, x, layers) -> Tail:
-        def change(edit, name, _, h):
+        def change(edit, name, module, h):
             # What an edit sees it may keep, and what it gives may be changed in place by what follows: hence the clone.
             if edit is None or name not in layers:
                 return h
             seen = h.clone()
             found = edit(name, seen)
-            return h if found is seen else found
+            if found is seen:
+                return h
+            # What follows may read what an in-place module overwrote, and not what it returns.
+            return h.copy_(found) if getattr(module, "inplace", False) else found
 
         def run(edit, _):
             return self._forward(x, partial(change, edit))

@@ -96,7 +96,7 @@ def _in_any(cut: Cut, x: torch.Tensor) -> Noisy:
 
     def noisy(draws, scales):
         for scale in scales:
-            yield tail(lambda layer, h, scale=scale: torch.add(h, draws[layer], alpha=scale))
+            yield tail(lambda layer, h, scale=scale: torch.add(h, draws[layer].to(h.dtype), alpha=scale))
 
     return noisy
 

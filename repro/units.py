@@ -9,7 +9,8 @@ layers of any ``nn.Module``, and runs the rest of the network from some of them 
     logits = tail(lambda layer, h: 0.5 * h)  # as often as one likes
 
 Where the network above a layer is a plain chain, `Cut.chain` gives it as sums over units (`Link`), of which an ablation
-changes a few terms. Models that torch.fx cannot trace give the same results through hooks, with one warning.
+changes a few terms. Models that torch.fx cannot trace are run through hooks, with one warning: what counts as a layer there
+is a module, and results are the same.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class Cut:
         with evaluating(model):
             self.program, outputs, logits = program(model, few.to(self.device))
         self.classes = logits.shape[1]
-        self.shapes = {name: outputs[name][0] for name in check_layers(layers, outputs)}
+        self.shapes = {name: outputs[name].shape for name in check_layers(layers, outputs)}
         self.layers = {name: shape[0] for name, shape in self.shapes.items()}
-        self._widest = max(shape.numel() for shape, _ in outputs.values())
+        self._widest = max(layer.shape.numel() for layer in outputs.values())
 
     @property
     def units(self) -> list[tuple[str, int]]:
@@ -146,8 +147,8 @@ class Link:
 
         z' = constant + Σ_{k kept} mix_k(g_k − value_k):
 
-    to ablate a unit is to leave its term out. This is exact for every value, also for one that differs between
-    positions or meets zero padding at the borders.
+    to ablate a unit is to leave its term out. This holds for every value, also for one that differs between positions or
+    meets zero padding at the borders; rounding is that of the largest term, be it a value of a million among units near one.
     """
 
     layer: str | None  # whose units may be ablated here

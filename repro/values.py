@@ -20,6 +20,8 @@ def activations(cut: Cut, x: torch.Tensor) -> Iterator[tuple[slice, dict[str, to
         for block in cut.blocks(len(x)):
             kept: dict[str, torch.Tensor] = {}
             cut.run(x[block], lambda name, h, kept=kept: kept.setdefault(name, h))
+            if missing := cut.layers.keys() - kept.keys():
+                raise ValueError(f"layers: {sorted(missing)[0]!r} does not run on all images; leave it out")
             yield block, kept
             bar.update(block.stop - block.start)
 

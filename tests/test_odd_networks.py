@@ -1,6 +1,8 @@
 """Networks that users have and the paper has not, against the plain way; each of these once gave a wrong number."""
 
+import warnings
 from collections import OrderedDict
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -115,6 +117,148 @@ def compare(model, x, y, layers=None):
 def test_equals_the_plain_way(build, n):
     model = networks.randomized(build())
     compare(model, *networks.images(n, (3, 2, 2), 4))
+
+
+class Overwriting(nn.Module):
+    """Two hidden layers with something in place between them."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.one, self.relu, self.two, self.relu2 = nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(inplace=True)
+        self.head, self.change = nn.Linear(6, 4), change
+
+    def forward(self, x):
+        h = self.two(self.change(self.relu(self.one(x.flatten(1)))))
+        self.relu2(h)
+        return self.head(h)
+
+
+def capped(h):
+    torch.clamp_(h, max=0.3)
+    return h
+
+
+def capped_in_part(h):
+    h[:, :3].clamp_(max=0.3)
+    return h
+
+
+def capped_into_itself(h):
+    return torch.clamp(h, max=0.3, out=h)
+
+
+def capped_as_asked(h):
+    return h.clamp_(max=0.3) if float(h.sum()) > -1 else h
+
+
+@pytest.mark.parametrize("change", [capped, capped_in_part, capped_into_itself, capped_as_asked])
+def test_what_is_overwritten_is_seen_by_all_that_follows(change):
+    """The first two images, which tell how a model is run, do not reach the cap; some models have to go through hooks."""
+    n = 3 if change is capped_in_part else 6
+    apart = networks.randomized(Overwriting(lambda h: torch.cat([h[:, :n].clamp(max=0.3), h[:, n:]], 1)))
+    model = Overwriting(change)
+    model.load_state_dict(apart.state_dict())
+    x, y = networks.images(40, (3, 2, 2), 4)
+    x[:2] /= 1000
+    before = x.clone()
+    analyses = (
+        *(partial(ablation.single_unit, value=value) for value in ("zero", "mean")),
+        *(ablation.cumulative, selectivity.table, partial(noise.sweep, scales=[0.0, 0.5], repeats=2)),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the model is measured through hooks")
+        for analysis in analyses:
+            expected = analysis(apart, x, y, layers=["relu", "relu2"])
+            pd.testing.assert_frame_equal(
+                analysis(model, x, y, layers=["relu", "relu2"]), expected, rtol=1e-5, atol=1e-6
+            )
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+
+
+def with_another_forward(place, forward):
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)
+    )
+    model[place].forward = partial(forward, model[place])
+    return model
+
+
+@pytest.mark.parametrize("place", [3, 4, 6])
+def test_a_module_may_have_another_forward_than_its_class(place):
+    def scaled(module, h):
+        return 3 * type(module).forward(module, h) - h.mean(1, keepdim=True)
+
+    compare(networks.randomized(with_another_forward(place, scaled)), *networks.images(30, (3, 2, 2), 4))
+
+
+def test_hooks_on_all_modules_are_heeded():
+    def halved(module, _, output):
+        return 0.5 * output if isinstance(module, nn.Linear) else output
+
+    handle = torch.nn.modules.module.register_module_forward_hook(halved)
+    try:
+        compare(networks.randomized(models.mlp(12, [6, 5], 4)), *networks.images(30, (3, 2, 2), 4))
+    finally:
+        handle.remove()
+
+
+class Options(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = models.mlp(12, [6, 5], 4)
+
+    def forward(self, x, mask=None, features=False, temperature=2.0):
+        if mask is not None:
+            x = x * mask
+        h = self.mlp(x)
+        return (h, x) if features else h / temperature
+
+
+class Mixed(nn.Module):
+    """Half precision in the middle."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.one, self.two = nn.LayerNorm(12), nn.Linear(12, 6).bfloat16(), nn.Linear(6, 6).bfloat16()
+        self.relu, self.relu2, self.head = nn.ReLU(), nn.ReLU(), nn.Linear(6, 4)
+
+    def forward(self, x):
+        h = self.relu(self.one(self.norm(x.flatten(1)).bfloat16()))
+        return self.head(self.relu2(self.two(h)).float())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("build", [Options, Mixed])
+def test_options_and_mixed_precision_are_traced(build):
+    model, (x, y) = networks.randomized(build()), networks.images(30, (3, 2, 2), 4)
+    compare(model, x, y)
+    assert len(noise.sweep(model, x, y, [0.5], repeats=1)) == 1
+
+
+def test_autocast_around_a_measurement_changes_nothing():
+    model, (x, y) = networks.randomized(models.mlp(12, [6, 5], 4)), networks.images(30, (3, 2, 2), 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ablation.cumulative(model, x, y, orders=2, steps=3)
+    pd.testing.assert_frame_equal(found, ablation.cumulative(model, x, y, orders=2, steps=3))
+
+
+@pytest.mark.parametrize("n", [5, 8, 9])  # as many images as positions, too
+def test_positions_may_come_before_images(n):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.relu, self.head = nn.MultiheadAttention(4, 2), nn.ReLU(), nn.Linear(4, 4)
+            self.stem = nn.Linear(4, 4)
+
+        def forward(self, x):  # (N, 4, 8)
+            tokens = x.permute(2, 0, 1)
+            gate = self.relu(self.stem(x.mean(2)))
+            mixed, _ = self.mix(tokens, tokens, tokens)
+            return self.head((tokens + mixed * gate).mean(0))
+
+    model = networks.randomized(Attention())
+    x, y = torch.randn(n, 4, 8, generator=torch.Generator().manual_seed(n)), torch.arange(n) % 4
+    compare(model, x, y, ["relu"])
 
 
 @pytest.mark.parametrize("layers", [["1", "2"], ["2", "5"], ["1", "5", "8"], ["5"]])
