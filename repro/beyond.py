@@ -141,7 +141,8 @@ def class_damage(table: pd.DataFrame) -> pd.DataFrame:
     table["preferred_drop"] = table["largest_drop"].where(table["class"] == table["preferred_class"])
     how = {"largest_drop": "max", "preferred_drop": "max", "drop": "sum"}
     rest = {column: "first" for column in table if column not in {*keys, *how, "class", "share", "delta_accuracy"}}
-    return table.groupby(keys, sort=False).agg(how | rest).reset_index()
+    # A drop of all images is a whole number of them: rounding errors of the sum would break ties.
+    return table.groupby(keys, sort=False).agg(how | rest).reset_index().round({"drop": 9})
 
 
 def ranked(

@@ -604,7 +604,13 @@ def test_what_stands_beside_the_rules():
     # Means of layers fall exactly with depth.
     table = units([related("selectivity", "noise", 0.0)] * 2, n=20, layers=5)
     table["delta_loss"] = 0.01 * table["noise"] - table["layer"].str[-1].astype(int)
-    assert beside("C7", table)["ρ(depth, mean importance)"].high == pytest.approx(-1)
+    depth = beside("C7", table)["ρ(depth, mean importance)"]
+    assert depth.estimate == pytest.approx(-1) and np.isnan(depth.low)
+
+    # After the lowest test loss AUC rises and falls again, to where it was.
+    table = c4a(auc_peak=8, loss_bottom=2)
+    assert beside("C4a", table)["AUC(last) − AUC(epoch of lowest test loss)"].estimate == pytest.approx(0, abs=0.005)
+    assert check("C4a", table).effects[0].estimate < -0.05
     assert "ρ(depth, mean importance)" not in beside("C7", TABLES["C7"])  # two layers
 
     for claim in ("C4a", "C4b", "C5b", "CA1"):
@@ -643,6 +649,9 @@ def test_settings_are_drawn_then_networks_then_orders():
     values, counts = np.unique(test[1:, 0].round(6), return_counts=True)
     np.testing.assert_allclose(values, [0.3, 0.4, 0.5, 0.7, 0.8, 0.9])
     np.testing.assert_allclose(counts / 3000, [0.125, 0.25, 0.125] * 2, atol=0.03)
+    # One that is drawn twice has a draw of its own each time: equal with probability 1/16 + 1/4 + 1/16.
+    twice = test[1:][(test[1:] < 0.6).all(axis=1)]
+    assert np.isclose(*twice.T).mean() == pytest.approx(3 / 8, abs=0.06)
 
 
 def test_rank_correlation_of_what_is_no_number_is_refused():

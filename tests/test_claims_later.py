@@ -281,6 +281,8 @@ def test_class_damage_is_the_largest_drop_the_preferred_ones_and_the_whole():
     assert found.largest_drop.tolist() == [0.4, 0.1, 0.0]
     np.testing.assert_allclose(found["drop"], [0.1, 0.025, 0.0])
     np.testing.assert_allclose(found.preferred_drop, [0.4, -0.2, np.nan])
+    tied = table.assign(share=0.1, delta_accuracy=[-0.1, -0.2, -0.3, 0.0, 0.0, -0.3])
+    assert class_damage(tied)["drop"].nunique() == 1  # 0.01 + 0.02 is not 0.03 to a computer
 
 
 @pytest.mark.parametrize(("orders", "noise"), [(30, 0.02), (3, 0.1)])

@@ -78,7 +78,9 @@ def _c3a(table, boot):
         raise ValueError("table: C3a needs at least two networks")
     # One that learned little has a small gap, and little to lose.
     learned = _best_less_worst(table[table["train_accuracy"] >= MEMORIZED], boot, LEARNED)
-    notes = [f"best and worst of {table['network'].nunique()} networks by generalization error"]
+    notes = [
+        f"best and worst of {table['network'].nunique()} networks by generalization error; which they are is held fixed"
+    ]
     return [effect, *([learned] if learned else [])], grade(effect.above(0), effect.estimate > 0), notes
 
 
@@ -133,16 +135,23 @@ def _c4a(table, boot):
     within = []
     for epochs, area, loss in _snapshots(table, boot):
         epochs = np.maximum(epochs, 1)  # epoch 0 has no logarithm
-        fall = area[..., -1] - area.max(axis=-1)
+        fall, unbiased = area[..., -1] - area.max(axis=-1), area[..., -1] - area[..., loss.argmin()]
         ratio = np.log2(epochs[area.argmax(axis=-1)] / epochs[loss.argmin()])
-        within.append(np.stack([fall, np.where(np.isnan(fall), np.nan, ratio)], axis=-1))
-    values = boot.networks(within).mean(axis=1)  # (draws, kinds of AUC, 2)
+        within.append(np.stack([fall, np.where(np.isnan(fall), np.nan, ratio), unbiased], axis=-1))
+    values = boot.networks(within).mean(axis=1)  # (draws, kinds of AUC, 3)
     effects = []
     for i, which in enumerate(AREAS):
-        names = f"{which}(last) − max {which}", f"log2(epoch of highest {which} / epoch of lowest test loss)"
-        effects += [Effect.of(name, values[:, i, k], judged=i == 0) for k, name in enumerate(names)]
+        names = (
+            f"{which}(last) − max {which}",
+            f"log2(epoch of highest {which} / epoch of lowest test loss)",
+            f"{which}(last) − {which}(epoch of lowest test loss)",
+        )
+        effects += [Effect.of(name, values[:, i, k], judged=i == 0 and k < 2) for k, name in enumerate(names)]
     fall, ratio, *_ = effects
-    notes = [*size_notes([0] * len(within)), "the fall is biased below 0: a maximum also picks up noise"]
+    notes = [
+        *size_notes([0] * len(within)),
+        "the fall from a maximum cannot be above 0, for a maximum also picks up noise; that from the lowest test loss can",
+    ]
     return effects, two(fall.below(0), ratio.low >= -1 and ratio.high <= 1), notes
 
 
@@ -265,7 +274,8 @@ def _c7(table, boot):
     if table["layer"].nunique() >= 3:  # "early layers matter more than late ones", which no rule is about
         alive, _ = alive_units(table, "selectivity", "delta_loss")
         rho = _along_depth(alive, boot, table["layer"].unique(), "delta_loss")
-        effects.append(Effect.of("ρ(depth, mean importance)", rho, judged=False))
+        # Without an interval: units drawn anew blur the means of small layers, and ρ falls.
+        effects.append(Effect("ρ(depth, mean importance)", float(rho[0]), judged=False))
     return effects, verdict, notes
 
 
@@ -411,7 +421,7 @@ def best_and_worst(table):
     return ascending[:k], ascending[len(error) - k :]
 
 
-def selection(area, accuracy, rng, draws=1000):
+def selection(area, accuracy, rng, draws=20_000):
     """In random halves of the settings: is the one of highest AUC among the best, and what does it cost?"""
     if len(area) < 4:
         raise ValueError(f"table: needs at least four settings of lr and batch_size, got {len(area)}")

@@ -69,15 +69,14 @@ def areas_of(table, networks, boot, normalize=False):
 
 def settings_of(table, boot):
     """Training accuracy, test accuracy, AUC as it is and divided by unablated accuracy of every pair of learning rate and
-    batch size, means over its networks, (4, draws, settings), and a note. The networks of each setting and their orders are
-    drawn, then settings: one that is drawn twice brings the same networks."""
+    batch size, means over its networks, (4, draws, settings), and a note. Settings are drawn, for each its networks, and for
+    each of those its orders."""
     networks = networks_of(table, "lr", "batch_size", "train_accuracy", "test_accuracy")
     accuracies = [np.tile(networks[[column]], boot.size) for column in ("train_accuracy", "test_accuracy")]
     areas = [areas_of(table, networks.index, boot, normalize) for normalize in (False, True)]
     arms = networks.groupby(["lr", "batch_size"], sort=False).ngroup()
     means = arm_means(boot.networks(np.stack([*accuracies, *areas], axis=-1), arms), arms)
-    values = np.stack(list(means.values()), axis=1)  # (draws, settings, 4)
-    values = np.take_along_axis(values, boot.picks([0] * len(means))[..., None], axis=1)
+    values = boot.networks(list(means.values()))  # for one more step of drawing
     return np.moveaxis(values, -1, 0), [f"{len(networks)} networks in {len(means)} settings, which are drawn too"]
 
 
@@ -96,7 +95,7 @@ def size_notes(arms, within="orders"):
     each = f" in {len(sizes)} arms of at least {sizes.min()}" if len(sizes) > 1 else ""
     alone = f"the interval reflects {within} only" if within else "no interval"
     few = {1: f"one network an arm: {alone}", 2: "two networks an arm: rough"}
-    few |= dict.fromkeys((3, 4), "few networks an arm: rather an 80 % interval")
+    few |= dict.fromkeys((3, 4), "few networks an arm: rather a 75 to 80 % interval")
     return [f"networks: {sizes.sum()}{each}", *([few[sizes.min()]] if sizes.min() in few else [])]
 
 

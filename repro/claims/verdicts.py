@@ -16,7 +16,7 @@ REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
 HOW = (
     "A bound is kept if the whole 95 % interval keeps it. Intervals are percentiles of a bootstrap over networks and, within "
     "them, over orders, repeats or units; with three or four networks an arm they are too short, as such intervals are: read "
-    "them as about 80 %."
+    "them as 75 to 80 %."
 )
 BEFOREHAND = (
     "The rules of the paper's claims, C1 to CA4, were written down before any network was trained; the interval of C4c was "
