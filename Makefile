@@ -26,9 +26,12 @@ test: $(INSTALLED)  ## lint, unit, property and oracle tests, every notebook
 	$(BIN)/python -m pytest -q $(TOGETHER) tests
 	$(MAKE) test-notebooks
 
+# What failed is tried once more: a kernel dies at its start when another program takes the port that it was given. A cell that
+# fails for a reason of its own fails again, without those before it.
 test-notebooks: $(INSTALLED)  ## run every notebook against data/ and compare its verdicts, to the digit
-	figures=$$(mktemp -d) && REPRO_FIGURES=$$figures MPLBACKEND=agg \
-	  $(BIN)/python -m pytest -q $(TOGETHER) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks; \
+	figures=$$(mktemp -d) && export REPRO_FIGURES=$$figures MPLBACKEND=agg; \
+	  check="$(BIN)/python -m pytest -q $(TOGETHER) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600"; \
+	  $$check notebooks || $$check --last-failed notebooks; \
 	  status=$$?; rm -rf "$$figures"; exit $$status
 
 test-browser: $(INSTALLED)  ## drive the diagrams in a Chromium, over the static page and over JupyterLab

@@ -28,7 +28,7 @@ def run(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -
         "REPRO_PROGRESS": str(progress),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    waiting, running, results = list(names), {}, {}
+    waiting, running, results, stillborn = list(names), {}, {}, set()
     every = 0.2 if sys.stderr.isatty() else 20.0  # seconds between two looks at the progress; a log needs few
     bar, shown = tqdm(total=len(names), unit="step", desc="figures", dynamic_ncols=True), time.monotonic()
     try:
@@ -40,12 +40,16 @@ def run(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -
                 running[name] = _start(name, output, parameters[name], environment), time.monotonic(), output
             for name, (process, start, output) in list(running.items()):
                 if process.poll() is not None:
+                    del running[name]
+                    if process.returncode and name not in stillborn and _never_began(output):
+                        stillborn.add(name)
+                        waiting.insert(0, name)
+                        continue
                     results[name] = {
                         "seconds": time.monotonic() - start,
                         "error": _cause(output, process.returncode) if process.returncode else "",
                         "output": output,
                     }
-                    del running[name]
             if time.monotonic() - shown > every:
                 _show_progress(bar, progress, len(names), len(results), running)
                 shown = time.monotonic()
@@ -68,6 +72,11 @@ def _start(name: str, output: Path, parameters: dict, environment: dict) -> subp
     # A file and not a pipe: nobody reads along, and a full pipe stops the kernel.
     with open(output.with_suffix(".log"), "w") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def _never_began(output: Path) -> bool:
+    """Whether the kernel died before it ran anything, as it does when another program takes the port that it was given."""
+    return "Kernel died before replying" in output.with_suffix(".log").read_text()
 
 
 def _show_progress(bar, path: Path, notebooks: int, finished: int, running: dict) -> None:

@@ -495,3 +495,24 @@ def test_lists_notebooks(capsys):
     assert cli.main(["list"]) == 0
     told = capsys.readouterr().out
     assert all(f"{name}: Figure" in told for name in notebooks.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "starts", "error"), [(1, 2, ""), (9, 2, "RuntimeError: Kernel died before replying")]
+)
+def test_a_kernel_that_dies_at_its_start_gets_a_second_one(deaths, starts, error, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_STORE", str(tmp_path))
+    started = []
+
+    def start(name, output, parameters, environment):
+        started.append(name)
+        dies = len(started) <= deaths
+        output.with_suffix(".log").write_text(
+            "RuntimeError: Kernel died before replying to kernel_info" if dies else ""
+        )
+        return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({int(dies)})"])
+
+    monkeypatch.setattr(execution, "_start", start)
+    results = execution.run(["fig1"], {"fig1": {}}, "digits", 1)
+    assert started == ["fig1"] * starts and results["fig1"]["error"].startswith(error)
+    assert bool(results["fig1"]["error"]) == bool(error)
