@@ -84,7 +84,7 @@ function render({ model, el }) {
         element("text", { x: across(t), y: height - bottom + 18, "text-anchor": t === 1 ? "end" : "middle" }, `${t}`),
       ),
       element("text", { x: across(0.5), y: height - 6, "text-anchor": "middle" }, "class selectivity: easier to interpret →"),
-      element("text", { x: 0, y: 12 }, "↑ importance: added test loss (nats, asinh-compressed)"),
+      element("text", { x: 0, y: 12 }, "↑ importance: added loss (nats, asinh-compressed)"),
     );
     put();
   }
