@@ -67,7 +67,7 @@ PARTS = {  # a diagram's name: title and text of its part of the page
     "importance": (
         "Are the neurons we understand the ones that matter?",
         "Some units answer to one class only, so we can say what they detect. It is tempting to think that they do the work. "
-        "Each dot is one unit: further right it is easier to interpret, further up its deletion does more damage. "
+        "Each dot is one unit: further right it is easier to interpret, further up its deletion does more damage on test images. "
         "Step through what could have been, then see what is.",
     ),
     "memorization": (
