@@ -135,7 +135,9 @@ def _list(
         raise ValueError("epochs: expected at least one epoch, or None for the end of training")
     _check(analysis, recipes, split, epochs, images, compute, jobs, options)
     return [
-        _Wanted(analysis, recipe, split, epoch, images, options) for recipe in recipes for epoch in epochs or [None]
+        _Wanted(analysis, recipe, split, _snapshot(recipe, epoch), images, options)
+        for recipe in recipes
+        for epoch in epochs or [None]
     ]
 
 
@@ -225,6 +227,11 @@ def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> 
     check_count("images", images)
     check_count("jobs", jobs)
     check_options(analysis, options)
+
+
+def _snapshot(recipe: Recipe, epoch: int | None) -> int | None:
+    """The epoch as files are named by it: None at the end of training, so that the last snapshot is the network itself."""
+    return None if epoch == recipe.epochs else epoch
 
 
 def _check_recipes(argument: str, recipes: Sequence, epochs: Sequence, named: str) -> None:
@@ -331,6 +338,7 @@ def _tell(what: str, number: int) -> None:
 def network(recipe: Recipe, epoch: int | None = None) -> nn.Module:
     """The network of a recipe, read from the store or trained now; `epoch`: as it was after so many epochs."""
     _check_recipes("recipe", [recipe], [] if epoch is None else [epoch], "epoch")
+    epoch = _snapshot(recipe, epoch)
     with store.lock(recipe.key):
         return _networks(recipe, [epoch])[epoch]
 

@@ -232,11 +232,19 @@ def test_snapshots_show_the_network_as_it_was():
     assert not table.duplicated(["train_loss"]).any()
     after_one = measure("history", [dataclasses.replace(RECIPE, epochs=1)]).iloc[0]
     assert table["train_loss"][1] == after_one["train_loss"]
-    at_the_end = measure("history", RECIPES)
-    assert table.loc[table["epoch"] == 3, "train_loss"].tolist() == at_the_end["train_loss"].tolist()
     untrained = training.build(RECIPE).half().float()
     x, y = training.training_set(RECIPE)
     assert table["train_loss"][0] == pytest.approx(F.cross_entropy(untrained(x), y).item(), rel=1e-5)
+
+
+def test_the_last_snapshot_is_the_network_itself(trained):
+    """It is trained, stored and measured once, whether it is asked for by its epoch or not."""
+    last = measure("history", RECIPES, epochs=[3])
+    pd.testing.assert_frame_equal(measure("history", RECIPES, compute="nothing"), last)
+    measure("weights", RECIPES)
+    experiment.network(RECIPE, 3)
+    assert trained == [recipe.key for recipe in RECIPES]
+    assert len(store.paths()) == 3 * len(RECIPES)  # a network and two tables each
 
 
 def test_a_network_stays_as_it_is_when_only_snapshots_are_asked_for():
