@@ -356,6 +356,7 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
     """Train, store the snapshots and the final network; go on from the stored state of an interrupted run."""
     start = saved = time.monotonic()
     run = Run(recipe)
+    last = max(snapshots) if store.network_path(recipe.key).exists() else recipe.epochs
     work = store.state_path(recipe.key)
     state = store.read_tensors(work, _origin(recipe, None))
     if state is not None and all(
@@ -363,13 +364,11 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
     ):
         run.resume(state)
     title = f"training {recipe.key}"
-    with tqdm(
-        total=recipe.epochs, initial=run.epoch, unit="epoch", desc=title, leave=False, delay=2, disable=quiet
-    ) as bar:
+    with tqdm(total=last, initial=run.epoch, unit="epoch", desc=title, leave=False, delay=2, disable=quiet) as bar:
         while True:
             if run.epoch in snapshots:
                 _write(recipe, run.epoch, run.network(), start)
-            if run.done:
+            if run.done or run.epoch >= last:
                 break
             run.advance()
             bar.update()
@@ -380,7 +379,8 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
     for epoch in snapshots:
         if epoch > run.epoch:  # all images were memorized before: more training would not have happened
             _write(recipe, epoch, run.network(), start)
-    _write(recipe, None, run.network(), start)
+    if run.done:
+        _write(recipe, None, run.network(), start)
     work.unlink(missing_ok=True)
 
 

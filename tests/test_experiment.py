@@ -259,6 +259,15 @@ def test_a_network_stays_as_it_is_when_only_snapshots_are_asked_for():
     assert path.read_bytes() == before
 
 
+def test_snapshots_of_a_trained_network_take_no_more_training_than_the_last_of_them(monkeypatch):
+    measure("history", [RECIPE])
+    advanced = []
+    advance = training.Run.advance
+    monkeypatch.setattr(training.Run, "advance", lambda run: (advanced.append(run.epoch), advance(run)))
+    measure("history", [RECIPE], epochs=[0, 2, 3])
+    assert advanced == [0, 1]
+
+
 def test_the_number_of_processes_is_checked(monkeypatch):
     monkeypatch.setenv("REPRO_JOBS", "all")
     with pytest.raises(ValueError, match="REPRO_JOBS: expected a number from 1, got 'all'"):
