@@ -606,6 +606,19 @@ def test_a_key_names_units_only_where_levels_are_numbers():
     assert [text.get_text() for text in key.get_texts()] == ["0", "20", "40", "60", "80", "100"]
 
 
+def test_a_name_in_both_columns_is_one_curve_and_told_once():
+    table = cumulative([{"by": "selectivity"}, {"by": "random"}], networks=1, orders=2)
+    kinds = [table.assign(direction=way) for way in ("ascending", "descending")]
+    table = pd.concat([*(kind[kind.by == "selectivity"] for kind in kinds), table[table.by == "random"]])
+    ax = axes()
+    plots.curves(ax, table.fillna({"direction": "random"}), hue="by", style="direction")
+    colours, dashes = ax.findobj(Legend)
+    assert [text.get_text() for text in colours.get_texts()] == ["selectivity"]
+    assert [text.get_text() for text in dashes.get_texts()] == ["ascending", "descending", "random"]
+    *grey, own = (line.get_color() for line in dashes.get_lines())
+    assert set(grey) == {plots.style.GREY} and own == ax.lines[-1].get_color()
+
+
 def test_lines_go_through_the_means_of_networks():
     ax = axes()
     table = pd.DataFrame(

@@ -226,12 +226,16 @@ def _lines(ax, table, x, y, over, hue, style, each):
             else:
                 band = {"color": color, "alpha": 0.2, "linewidth": 0, "zorder": 2}
                 ax.fill_between(rows[x], mean - std, mean + std, **band)
+    # A name in both columns ("random") is one curve: the key of dashes tells it, with its colour.
+    both = {level for level in palette if isinstance(level, str) and level in dashes and hue != style}
     if hue:
-        look.level_key(ax, hue, palette, linestyle="-")
+        look.level_key(ax, hue, {level: color for level, color in palette.items() if level not in both}, linestyle="-")
     if style:
-        names = [words.level_name(style, kind) for kind in dashes]
-        grey = [{"color": look.GREY, "linestyle": dash} for dash in dashes.values()]
-        look.key(ax, words.label(style), dict(zip(names, grey, strict=True)))
+        colors = {kind: palette[kind] if kind in both else look.GREY for kind in dashes}
+        entries = {
+            words.level_name(style, kind): {"color": colors[kind], "linestyle": dash} for kind, dash in dashes.items()
+        }
+        look.key(ax, words.label(style), entries)
     return palette
 
 
