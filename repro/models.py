@@ -159,9 +159,9 @@ def _published() -> dict[str, torch.Tensor]:
 def _positive(argument: str, numbers) -> list[int]:
     right = isinstance(numbers, Iterable) and not isinstance(numbers, str) and getattr(numbers, "ndim", 1) == 1
     found = list(numbers) if right else []
-    if not found or not all(type(n) is int and 0 < n <= MOST for n in found):
+    if not found or not all(isinstance(n, Integral) and not isinstance(n, bool) and 0 < n <= MOST for n in found):
         raise ValueError(f"{argument}: expected positive integers up to {MOST}, got {numbers!r}")
-    return found
+    return [int(n) for n in found]
 
 
 def _check_switch(argument: str, value) -> None:
@@ -170,7 +170,7 @@ def _check_switch(argument: str, value) -> None:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_width(model: str, width) -> float | tuple[int, ...] | None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -29,6 +30,13 @@ def test_the_mlp_of_the_mnist_experiments():
     assert parameters(network) == 784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10 == 669_706
     assert network(torch.randn(3, 1, 28, 28)).shape == (3, 10)  # it flattens images itself
     assert network(torch.randn(3, 784)).shape == (3, 10)
+
+
+def test_numbers_may_be_numpys():
+    network = models.mlp(np.int64(4), np.array([3, 2]), np.int32(2), dropout=np.float32(0.5))
+    assert parameters(network) == 4 * 3 + 3 + 3 * 2 + 2 + 2 * 2 + 2
+    assert models.convnet(np.array([2, 3]), np.array([1, 2]), classes=np.int64(5))[0].out_channels == 2
+    assert models.resnet50(np.int64(2), width=np.float32(1 / 16)).fc.out_features == 2
 
 
 def test_the_convnet_of_the_cifar10_experiments():
