@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from repro.evaluation import check_integer, check_labels, evaluating, score_colu
 
 IMAGES = ("model", "x", "y", "x_test", "y_test", "x_fit")  # what an analysis is handed, beside its options
 LONG = 10  # seconds from which on a measurement is announced
+SPLITS = {"train": "training", "test": "test"}
 
 
 def history(model: nn.Module, x, y, x_test, y_test) -> pd.DataFrame:
@@ -98,7 +99,8 @@ def measure_model(
     Returns
     -------
     dict of str to DataFrame
-        Analysis to its table, with the columns network, model (the class of the model) and dataset.
+        Analysis to its table, with the columns network, model (the class of the model), dataset, and <analysis>_on, as
+        `measure` has it.
 
     Raises
     ------
@@ -125,7 +127,8 @@ def measure_model(
         if "layers" in inspect.signature(function).parameters:
             options = {"layers": layers} | options
         table = function(model, *(tensor.to(cut.device) for tensor in parts[name]), **options)
-        tables[name] = pd.concat([pd.DataFrame(origin, index=table.index), table], axis=1)
+        on = {f"{name}_on": images_in_words(name, "test" if name in ON_TEST_IMAGES else "train", images)}
+        tables[name] = pd.concat([pd.DataFrame(origin | on, index=table.index), table], axis=1)
     return tables
 
 
@@ -140,7 +143,7 @@ def _with_options(analyses: str | Iterable[str] | Mapping[str, dict]) -> dict[st
     if not wanted:
         raise ValueError(f"analyses: expected some of {', '.join(ANALYSES)}, got none")
     for name, options in wanted.items():
-        check_options(name, options)
+        check_options(name, options, "analyses")
     return wanted
 
 
@@ -196,7 +199,14 @@ def _most_seconds(cut: units.Cut, analysis: str, x: torch.Tensor, options: Mappi
         return sum(n * run_from([layer]) for layer, n in cut.layers.items())
     known = inspect.signature(ANALYSES[analysis].function).parameters
     counts = [options.get(name, known[name].default) for name in POINTS if name in known]
-    return run_from(None) * math.prod(n if isinstance(n, int | np.integer) else np.size(n) for n in counts)
+    return run_from(None) * math.prod(map(_how_many, counts))
+
+
+def _how_many(value) -> int:
+    """A number, or how many values there are: orders may be sequences of different lengths, scales a single one."""
+    if isinstance(value, int | np.integer):
+        return int(value)
+    return len(value) if isinstance(value, Sized) and getattr(value, "ndim", 1) else 1
 
 
 def _duration(seconds: float) -> str:
@@ -212,10 +222,10 @@ def check_count(argument: str, value) -> None:
         check_integer(argument, value, 1)
 
 
-def check_options(analysis, options) -> None:
+def check_options(analysis, options, argument: str = "analysis") -> None:
     """Refuse an analysis that there is not, and options that it does not have or that cannot be written down."""
     if not isinstance(analysis, str) or analysis not in ANALYSES:
-        raise ValueError(f"analysis: unknown analysis {analysis!r}; expected one of {', '.join(ANALYSES)}")
+        raise ValueError(f"{argument}: unknown analysis {analysis!r}; expected one of {', '.join(ANALYSES)}")
     parameters = inspect.signature(ANALYSES[analysis].function).parameters
     known = {name: parameter.default for name, parameter in parameters.items() if name not in IMAGES}
     for name in options.keys() - known.keys():
@@ -240,6 +250,12 @@ def plain(value):
     if isinstance(value, list | tuple | range):
         return [plain(v) for v in value]
     return value
+
+
+def images_in_words(analysis: str, split: str, images: int | None) -> str:
+    """Which images an analysis is made on: "up to 200 test images"."""
+    which = " and ".join(SPLITS.values()) if ANALYSES[analysis].both_splits else SPLITS[split]
+    return f"up to {images:,} {which} images" if images else f"{which} images"
 
 
 def some_of(part, images: int | None):

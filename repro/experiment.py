@@ -27,12 +27,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from repro import data, store
-from repro.analyses import ANALYSES, check_count, check_options, plain, some_of
+from repro.analyses import ANALYSES, SPLITS, check_count, check_options, images_in_words, plain, some_of
 from repro.analyses import measure_model as measure_model  # of a network without a recipe
 from repro.training import FORMAT, Group, Recipe, Run, build, device, digest, together, training_set
 
 AT_ONCE = 64  # networks that train together on a GPU
-SPLITS = {"train": "training", "test": "test"}
 SAVE_EVERY = 60  # seconds between stored states of a network in training
 
 
@@ -196,8 +195,7 @@ class _Wanted:
     def columns(self, made: dict) -> dict:
         """What stands in every row of the table, of whose making the store says `made`."""
         epoch = self.recipe.epochs if self.epoch is None else self.epoch
-        split = " and ".join(SPLITS.values()) if ANALYSES[self.analysis].both_splits else SPLITS[self.split]
-        on = f"up to {self.images:,} {split} images" if self.images else f"{split} images"
+        on = images_in_words(self.analysis, self.split, self.images)
         how = {f"{self.analysis}_device": made.get("device"), f"{self.analysis}_on": on}
         return {"network": self.recipe.key} | vars(self.recipe) | {"epoch": epoch} | how
 
@@ -301,7 +299,8 @@ def _workers(jobs: int) -> Iterator[dict[str, str]]:
         shared["REPRO_DEVICE"] = os.environ["REPRO_DEVICE"]
     address = os.environ.get("REPRO_SCHEDULER")
     if not address:
-        with joblib.parallel_config("loky", n_jobs=jobs):
+        threads = max(1, torch.get_num_threads() // jobs)  # all cores are at work, none of them twice
+        with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
             yield shared
         return
     from dask.distributed import Client

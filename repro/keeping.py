@@ -31,7 +31,7 @@ def described(entry: store.Entry) -> str:
     kind = entry.origin.get("analysis", "state of training" if entry.path.parent.name == "work" else "network")
     at = f" epoch {entry.origin['epoch']}" if "epoch" in entry.origin else ""
     what = " ".join(f"{name}={value}" for name, value in entry.origin["recipe"].items() if value is not None)
-    return f"{entry.path.name}  {entry.path.stat().st_size / 1000:8.1f} kB  {kind}{at}  {what}"
+    return f"{entry.path.name}  {entry.size / 1000:8.1f} kB  {kind}{at}  {what}"
 
 
 def merge(files: set[Path], fresh: Path, final: Path) -> None:
@@ -80,10 +80,10 @@ def remove(entries: list[store.Entry], for_good: bool) -> None:
     leftovers = store.leftovers()
     for path in leftovers:
         print(f"{path.name}  left by a process that was killed")
-    files = [entry.path for entry in entries] + leftovers
-    total = sum(path.stat().st_size for path in files) / 1e6
+    number = len(entries) + len(leftovers)
+    total = (sum(entry.size for entry in entries) + sum(path.stat().st_size for path in leftovers)) / 1e6
     if not for_good:
-        print(f"{len(files)} files, {total:.1f} MB; nothing is removed without --yes")
+        print(f"{number} files, {total:.1f} MB; nothing is removed without --yes")
         return
     removed = 0
     for entry in entries:
@@ -95,7 +95,7 @@ def remove(entries: list[store.Entry], for_good: bool) -> None:
             removed += mine
     for path in leftovers:
         path.unlink(missing_ok=True)
-    print(f"{removed + len(leftovers)} of {len(files)} files removed")
+    print(f"{removed + len(leftovers)} of {number} files removed")
 
 
 def _key(entry: store.Entry) -> str:

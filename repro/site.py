@@ -145,19 +145,26 @@ def _scorecard(path: Path) -> str:
 
 
 def _table(verdicts: list[dict], label: str, about: str) -> str:
-    """Verdicts, each with its rule where the pointer rests, below a sentence about those rules."""
+    """Verdicts, each with its rule folded, below a sentence about those rules."""
+    # Narrow screens show a table's parts as blocks, which would be no table to a screen reader without these roles.
     rows = []
     for v in verdicts:
-        kind = v["verdict"].split()[0]
-        rows.append(
-            f'<tr><td title="{escape(v.get("rule", ""))}"><b>{escape(v["claim"])}</b></td><td>{escape(v["statement"])}</td>'
-            f'<td class="subject">{escape(v["subject"])}</td><td class="effects">{_effects(v["effects"])}</td>'
-            f'<td class="verdict {kind}">{MARKS.get(v["verdict"], "")} {escape(v["verdict"])}</td></tr>'
-        )
-    head = "".join(f"<th>{name}</th>" for name in ("claim", "statement", "about", "ours, 95 % interval", "verdict"))
+        rule = f"<details><summary>rule</summary>{escape(v['rule'])}</details>" if v.get("rule") else ""
+        cells = {
+            "": f"<b>{escape(v['claim'])}</b>",
+            "statement": escape(v["statement"]) + rule,
+            "subject": escape(v["subject"]),
+            "effects": _effects(v["effects"]),
+            f"verdict {v['verdict'].split()[0]}": f"{MARKS.get(v['verdict'], '')} {escape(v['verdict'])}",
+        }
+        row = "".join(f'<td role="cell" class="{kind}">{text}</td>' for kind, text in cells.items())
+        rows.append(f'<tr role="row">{row}</tr>')
+    names = ("claim", "statement", "about", "ours, 95 % interval", "verdict")
+    head = "".join(f'<th role="columnheader">{name}</th>' for name in names)
     return (
-        f'<p class="text">{escape(about)}</p>\n<div class="scroll" tabindex="0" role="region" '
-        f'aria-label="{label}"><table><thead><tr>{head}</tr></thead><tbody>\n{chr(10).join(rows)}\n</tbody></table></div>'
+        f'<p class="text">{escape(about)}</p>\n<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
+        f'<table role="table"><thead role="rowgroup"><tr role="row">{head}</tr></thead>'
+        f'<tbody role="rowgroup">\n{chr(10).join(rows)}\n</tbody></table></div>'
     )
 
 

@@ -67,11 +67,14 @@ class Entry:
         What the content was made from: a recipe and an epoch, or an analysis and its options besides.
     made : dict
         Versions and commit, and what the writer told of its making: device, seconds.
+    size : int
+        Of the file, in bytes.
     """
 
     path: Path
     origin: dict
     made: dict
+    size: int
 
 
 def network_path(key: str, epoch: int | None = None) -> Path:
@@ -306,7 +309,7 @@ def read_entry(path: Path) -> Entry:
     if content is None:
         raise Damaged(f"{path}: no such file")
     header = _parse_header(path, content)
-    return Entry(path, header["origin"], header["made"])
+    return Entry(path, header["origin"], header["made"], len(content))
 
 
 @functools.cache

@@ -374,7 +374,7 @@ def test_what_a_notebook_describes_covers_what_it_asks_for():
             calls = notebooks.replay(name, {})
         assert calls and made
         for recipe in made:
-            entry = store.Entry(store.network_path("k"), {"recipe": json.loads(recipe.to_json())}, {})
+            entry = store.Entry(store.network_path("k"), {"recipe": json.loads(recipe.to_json())}, {}, 0)
             assert entry in described, f"{name}: {recipe}"
 
 

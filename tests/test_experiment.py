@@ -10,6 +10,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -591,6 +592,19 @@ def test_several_processes_make_the_same_table(tmp_path, monkeypatch):
     finally:
         get_reusable_executor().shutdown(wait=True)  # its processes would keep this test's store
     pd.testing.assert_frame_equal(together, alone)
+
+
+def test_processes_share_the_cores(monkeypatch):
+    """Each measures on its part of them, whatever the environment says of the process that started them."""
+    from joblib.externals.loky import get_reusable_executor
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    try:
+        with experiment._workers(2):
+            threads = joblib.Parallel()(joblib.delayed(torch.get_num_threads)() for _ in range(2))
+    finally:
+        get_reusable_executor().shutdown(wait=True)
+    assert threads == [max(1, torch.get_num_threads() // 2)] * 2
 
 
 # ImageNet and a published network ---------------------------------------------------------------------------

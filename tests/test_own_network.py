@@ -138,6 +138,21 @@ def test_tables_are_those_of_the_plain_functions(folder):
         assert (table.network == "Residual").all() and (table.dataset == name).all()
 
 
+def test_tables_tell_which_images_they_are_of():
+    tables = measure_model(repro.models.mlp(64, [6], 10), "digits", ["single_unit", "cumulative", "history"], images=40)
+    told = {name: table[f"{name}_on"].unique().tolist() for name, table in tables.items()}
+    on = {"single_unit": "test", "cumulative": "training", "history": "training and test"}
+    assert told == {name: [f"up to 40 {which} images"] for name, which in on.items()}
+
+
+def test_orders_may_be_sequences_of_different_lengths():
+    orders = [[("relu1", 0)], [("relu1", 1), ("relu1", 2)]]
+    options = {"cumulative": {"orders": orders}, "noise": {"scales": 0.5}}
+    tables = measure_model(repro.models.mlp(64, [6], 10), "digits", options, images=40)
+    assert tables["cumulative"].groupby("order").n_ablated.max().tolist() == [1, 2]
+    assert tables["noise"].scale.unique().tolist() == [0.5]
+
+
 def test_every_analysis_by_default_and_each_by_name():
     images = data.load("digits")
     images = data.Dataset("some", images.x_train, images.y_train, images.x_test, images.y_test, images.classes)
@@ -188,7 +203,7 @@ def test_options_may_be_single_numbers():
     [
         ("^data: expected a repro.data.Dataset", {"data": 3}),
         ("^analyses: expected some of", {"analyses": []}),
-        ("^analysis: unknown analysis 'curves'", {"analyses": ["curves"]}),
+        ("^analyses: unknown analysis 'curves'", {"analyses": ["curves"]}),
         ("^stops: cumulative has no such option", {"analyses": {"cumulative": {"stops": 3}}}),
         ("^outputs: digits has 10 classes (0, 1, 2, 3, 4, …), the model 4", {"model": repro.models.mlp(64, [5], 4)}),
         ("^x: the model cannot run images", {"model": repro.models.mlp(32, [5], 10)}),

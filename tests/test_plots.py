@@ -364,7 +364,7 @@ def test_missing_results_leave_a_note_and_are_remembered(folder):
     for letter in "bc":
         ax = figure.axes[letter]
         words = words_in(ax)
-        assert "results not in data/ yet — repro figures fig1 --preset paper --fresh" in words
+        assert "results not in data/ yet — repro figures fig1 --preset paper -p compute missing" in words
         assert not ax.lines and not ax.collections
     assert len(figure.figure.axes) == 3  # the right axis of the half-drawn panel is gone
     record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -590,6 +590,14 @@ def test_accuracy_is_named_by_the_images_it_was_measured_on():
         plots.curves(ax, table.assign(**on), hue="corruption")
         assert ax.get_ylabel() == expected
         assert ("ablation on up to 200 test images" in plots.note(table.assign(**on))) == ("up to" in str(on))
+
+
+def test_importance_is_named_by_the_images_it_was_measured_on():
+    table = units(MLP)
+    for told, name in ((None, "loss"), ("training images", "training loss"), ("up to 50 test images", "test loss")):
+        ax = axes()
+        plots.importance(ax, table if told is None else table.assign(single_unit_on=told))
+        assert ax.get_ylabel() == f"change in {name} (nats)"
 
 
 def test_a_key_names_units_only_where_levels_are_numbers():

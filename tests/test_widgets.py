@@ -89,6 +89,34 @@ def test_deletion_refuses_networks_it_cannot_draw():
         Deletion(Recipe(**SMALL | {"width": 25, "epochs": 1}))
 
 
+@pytest.fixture
+def little(monkeypatch):
+    """Puts two classes of 3 and 9 images in place of digits, grey or with so many channels."""
+
+    def replaced(channels):
+        rng, y = torch.Generator().manual_seed(0), torch.tensor([0] * 3 + [1] * 9)
+        x = torch.rand(12, channels, 5, 4, generator=rng)
+        monkeypatch.setattr(data, "load", lambda name: data.Dataset(name, x, y, x, y, ("a", "b")))
+
+    return replaced
+
+
+def test_diagrams_refuse_images_with_colours(little):
+    little(channels=3)
+    recipe = Recipe(**SMALL)
+    with pytest.raises(ValueError, match="recipe: expected a data set of grey images, one channel each, got 3"):
+        Deletion(recipe)
+    with pytest.raises(ValueError, match="true: expected a data set of grey images, one channel each, got 3"):
+        Memorization(recipe, Recipe(**SMALL, corruption=1.0))
+
+
+def test_memorization_shows_as_many_images_as_each_class_has(little):
+    little(channels=1)
+    widget = Memorization(Recipe(**SMALL), Recipe(**SMALL, corruption=1.0))
+    assert diagram.unpack(widget.data["networks"]["true"]["labels"]).tolist() == [0, 1] * 3
+    assert len(diagram.unpack(widget.data["images"])) == 6 * 5 * 4
+
+
 @pytest.mark.parametrize("strength", [0.85, 0.0, -0.85])
 def test_supposed_importances_are_the_measured_ones_in_another_order(strength):
     rng = np.random.default_rng(1)
@@ -261,7 +289,7 @@ def test_page_contains_everything_and_asks_for_nothing(site, tmp_path):
     positions = [page.index(f"<figcaption>{title}") for title in ("Figure 1", "Figure 2", "figX")]
     assert positions == sorted(positions)
     assert "a: An &lt;MLP&gt;" in page and "S &amp; T" in page and "a &lt; b: <b>0.5</b> [0.1, –]" in page
-    assert "✗ not reproduced" in page and 'title="Reproduced: more than 3 &gt; 2."' in page
+    assert "✗ not reproduced" in page and "<summary>rule</summary>Reproduced: more than 3 &gt; 2.<" in page
     # Only the paper's claims have rules from before any training.
     order = ["before any network was trained", "<b>C1</b>", "when the networks of the paper", "<b>X1</b>"]
     assert sorted(order, key=page.index) == order

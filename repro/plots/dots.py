@@ -89,7 +89,7 @@ def scatter(ax, table, x, y, hue=None, lines=False):
             _regression(ax, data[data[hue] == level], palette[level], thin=len(found) > 12)
     elif lines:
         _regression(ax, data, "#333333", thin=False)
-    ax.set(xlabel=words.label(x), ylabel=words.label(y))
+    ax.set(xlabel=words.label(x), ylabel=words.outcome_label(table, y))
     look.plain_ticks(ax.xaxis)
     look.plain_ticks(ax.yaxis)
     if hue:

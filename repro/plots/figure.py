@@ -229,7 +229,7 @@ class Figure:
         ax.set(xticks=[], yticks=[], facecolor="#f7f7f7")
         ax.grid(False)
         ax.spines[:].set_visible(False)
-        text = f"results not in data/ yet —\nrepro figures {self.name} --preset {self.preset} --fresh"
+        text = f"results not in data/ yet —\nrepro figures {self.name} --preset {self.preset} -p compute missing"
         middle = {"ha": "center", "va": "center", "transform": ax.transAxes, "linespacing": 1.6}
         ax.text(0.5, 0.5, text, size=7, color=look.GREY, gid="missing", **middle)
 

@@ -18,8 +18,8 @@ LABELS = {
     "loss": ("loss (nats)", 1),
     "train_loss": ("training loss (nats)", 1),
     "test_loss": ("test loss (nats)", 1),
-    "delta_loss": ("change in test loss (nats)", 1),
-    "delta_accuracy": ("change in test accuracy (% points)", 100),
+    "delta_loss": ("change in loss (nats)", 1),
+    "delta_accuracy": ("change in accuracy (% points)", 100),
     "auc": ("AUC (raw)", 1),
     "auc_normalized": ("AUC (÷ intact accuracy)", 1),
     "fraction_ablated": ("units ablated (fraction)", 1),
@@ -86,10 +86,13 @@ def require(table, *columns):
 
 
 def outcome_label(table, y):
-    """Name an accuracy or a loss of a damaged network, with the split that it was measured on if the table tells."""
+    """Name an accuracy or a loss of a damaged network, or a change in it, with the split that it was measured on if the table
+    tells; other columns as `label` does."""
     on = {which for column in table.filter(regex="_on$") for which in table[column].dropna().unique()}
     splits = {"test" if "test" in which else "training" for which in on if " and " not in which}
-    return f"{splits.pop()} {label(y)}" if len(splits) == 1 else label(y)
+    if len(splits) != 1 or re.search("training|test", label(y)):
+        return label(y)
+    return re.sub("(top-5 )?(accuracy|loss)", rf"{splits.pop()} \g<0>", label(y), count=1)
 
 
 def level_name(column, level):

@@ -214,7 +214,7 @@ function render({ model, el }) {
     }
     const { hidden } = forward(layers, images[model.get("image")], kept);
     const then = without(depth, k).accuracy;
-    const change = then === now.accuracy ? "change nothing" : `bring accuracy to ${percent(then)}`;
+    const change = then === now.accuracy ? "leave accuracy as it is" : `bring accuracy to ${percent(then)}`;
     detail.textContent = `${where}: activity ${hidden[depth][k].toFixed(2)}. Deleting it would ${change}.` +
       (diagram.querySelector(".neuron:focus-visible") ? " Arrow keys move on, Enter deletes." : "");
   }

@@ -6,7 +6,7 @@ import traitlets
 
 from repro import data, experiment, units
 from repro.training import Recipe
-from repro.widgets.diagram import Diagram, linear_layers, module, pack, unpack
+from repro.widgets.diagram import Diagram, check_grey, linear_layers, module, pack, unpack
 
 MOST_UNITS = 24  # a layer; more cannot be touched one by one on a telephone
 
@@ -31,7 +31,7 @@ class Deletion(Diagram):
     Raises
     ------
     ValueError
-        The network is no MLP or too wide; `deleted` or `image` name something that is not there.
+        The network is no MLP or too wide, or images have colours; `deleted` or `image` name something that is not there.
     """
 
     _esm = module("deletion")
@@ -43,9 +43,10 @@ class Deletion(Diagram):
     def __init__(self, recipe: Recipe, **options):
         if recipe.model != "mlp":
             raise ValueError(f"recipe: expected an MLP, got model={recipe.model!r}")
-        self.network = experiment.network(recipe)
         dataset = data.load(recipe.dataset)
         x, y = dataset.x_test, dataset.y_test
+        check_grey(x, "recipe")
+        self.network = experiment.network(recipe)
         layers = units.unit_layers(self.network, x[:2])
         if max(n for _, n in layers) > MOST_UNITS:
             raise ValueError(f"recipe: expected at most {MOST_UNITS} units a layer, got width={recipe.width}")

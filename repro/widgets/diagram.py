@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anywidget
 import numpy as np
+import torch
 import traitlets
 from torch import nn
 
@@ -45,6 +46,12 @@ def linear_layers(model: nn.Module) -> list[dict]:
     """Weights (outputs × inputs) and biases of a multilayer perceptron, packed."""
     layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
     return [{"weight": pack(layer.weight), "bias": pack(layer.bias)} for layer in layers]
+
+
+def check_grey(x: torch.Tensor, argument: str) -> None:
+    """Refuse images (N, C, H, W) of more than one channel, which the diagrams cannot show."""
+    if x.shape[1] != 1:
+        raise ValueError(f"{argument}: expected a data set of grey images, one channel each, got {x.shape[1]} channels")
 
 
 class Diagram(anywidget.AnyWidget):

@@ -78,7 +78,7 @@ function render({ model, el }) {
     axes.replaceChildren(
       ...ticks.flatMap((t) => [
         element("line", { class: t ? "grid" : "grid zero", x1: left, x2: width - right, y1: up(squash(t)), y2: up(squash(t)) }),
-        element("text", { x: left - 6, y: up(squash(t)) + 4, "text-anchor": "end" }, t ? signed(t, 4).replace(/0+$/, "") : "0"),
+        element("text", { x: left - 6, y: up(squash(t)) + 4, "text-anchor": "end" }, t ? signed(t, 4).replace(/\.?0+$/, "") : "0"),
       ]),
       ...[0, 0.25, 0.5, 0.75, 1].map((t) =>
         element("text", { x: across(t), y: height - bottom + 18, "text-anchor": t === 1 ? "end" : "middle" }, `${t}`),

@@ -55,7 +55,7 @@ function render({ model, el }) {
     input: () => choose("position", Number(slider.value)),
     keydown: (event) => event.stopPropagation(), // a notebook has arrow keys of its own
   });
-  const reading = element("output", { class: "reading" });
+  const reading = element("span", { class: "reading" });
   const another = element("button", { type: "button", class: "action", click: () => choose("order", (model.get("order") + 1) % data.orders) }, "Another random order");
   let across = (fraction) => fraction;
   let up = (share) => share;
@@ -129,8 +129,8 @@ function render({ model, el }) {
       band.setAttribute("d", `${path([...edge(1), ...edge(-1).reverse()])}Z`);
       line.setAttribute("d", path(at.map((x, i) => [x, up(accuracyAt(name, order, i))])));
       assign(dot, { cx: at[point], cy: up(accuracy) });
-      // Where the curve of a network has fallen to about a half there is room beside it.
-      const half = mean.findIndex((m) => m < (name === "true" ? 0.7 : 0.42));
+      // Where the curve of a network has fallen to about a half there is room beside it; of two classes it ends there.
+      const half = Math.max(mean.findIndex((m) => m < (name === "true" ? 0.7 : 0.42)), 0) || mean.length - 1;
       const [dx, anchor] = name === "true" ? [10, "start"] : [-12, "end"];
       assign(title, { x: at[half] + dx, y: up(mean[half]) + (name === "true" ? -6 : 8), "text-anchor": anchor });
       const { big, missed, sheet, tiles } = cards[name];

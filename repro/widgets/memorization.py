@@ -11,7 +11,7 @@ import traitlets
 from repro import data, evaluation, experiment, units
 from repro.models import ABLATED_LAYERS
 from repro.training import Recipe, training_set
-from repro.widgets.diagram import Diagram, module, pack
+from repro.widgets.diagram import Diagram, check_grey, module, pack
 
 ORDERS = 10  # as in Fig. 1, which draws the same curves
 SHOWN = 6  # training images of each class
@@ -37,7 +37,7 @@ class Memorization(Diagram):
     Raises
     ------
     ValueError
-        The recipes differ in their data set or in their layers; `position` or `order` are not there.
+        The recipes differ in their data set or in their layers, or images have colours; `position` or `order` are not there.
     """
 
     _esm = module("memorization")
@@ -50,15 +50,17 @@ class Memorization(Diagram):
         for field in ("dataset", "n_train", "model", "width", "strides"):
             if getattr(true, field) != getattr(shuffled, field):
                 raise ValueError(f"shuffled: expected the {field} of the other network, {getattr(true, field)!r}")
+        x, y = training_set(true)
+        check_grey(x, "true")
         recipes = {"true": true, "shuffled": shuffled}
         layers = ABLATED_LAYERS[true.model]
         self.curves = {
             name: experiment.measure("cumulative", [recipe], layers=layers, orders=ORDERS)
             for name, recipe in recipes.items()
         }
-        x, y = training_set(true)
         rng = np.random.default_rng(0)
-        classes = [rng.permutation(np.flatnonzero(y == label))[:SHOWN] for label in range(int(y.max()) + 1)]
+        few = min(SHOWN, int(y.unique(return_counts=True)[1].min()))
+        classes = [rng.permutation(np.flatnonzero(y == label))[:few] for label in y.unique()]
         shown = np.stack(classes, axis=1).ravel()  # row by row, one image of each class
         points = self.curves["true"].query("order == 0")
         content = {
