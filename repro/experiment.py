@@ -355,6 +355,7 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
     """Train, store the snapshots and the final network; go on from the stored state of an interrupted run."""
     start = saved = time.monotonic()
     run = Run(recipe)
+    # A network that is there stays as it is: only its snapshots are wanted.
     last = max(snapshots) if store.network_path(recipe.key).exists() else recipe.epochs
     work = store.state_path(recipe.key)
     state = store.read_tensors(work, _origin(recipe, None))

@@ -233,6 +233,8 @@ def test_snapshots_show_the_network_as_it_was():
     assert not table.duplicated(["train_loss"]).any()
     after_one = measure("history", [dataclasses.replace(RECIPE, epochs=1)]).iloc[0]
     assert table["train_loss"][1] == after_one["train_loss"]
+    at_the_end = measure("history", RECIPES)
+    assert table.loc[table["epoch"] == 3, "train_loss"].tolist() == at_the_end["train_loss"].tolist()
     untrained = training.build(RECIPE).half().float()
     x, y = training.training_set(RECIPE)
     assert table["train_loss"][0] == pytest.approx(F.cross_entropy(untrained(x), y).item(), rel=1e-5)

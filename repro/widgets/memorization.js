@@ -130,7 +130,8 @@ function render({ model, el }) {
       line.setAttribute("d", path(at.map((x, i) => [x, up(accuracyAt(name, order, i))])));
       assign(dot, { cx: at[point], cy: up(accuracy) });
       // Where the curve of a network has fallen to about a half there is room beside it; of two classes it ends there.
-      const half = Math.max(mean.findIndex((m) => m < (name === "true" ? 0.7 : 0.42)), 0) || mean.length - 1;
+      const below = mean.findIndex((m) => m < (name === "true" ? 0.7 : 0.42));
+      const half = below > 0 ? below : mean.length - 1;
       const [dx, anchor] = name === "true" ? [10, "start"] : [-12, "end"];
       assign(title, { x: at[half] + dx, y: up(mean[half]) + (name === "true" ? -6 : 8), "text-anchor": anchor });
       const { big, missed, sheet, tiles } = cards[name];

@@ -59,8 +59,9 @@ class Memorization(Diagram):
             for name, recipe in recipes.items()
         }
         rng = np.random.default_rng(0)
-        few = min(SHOWN, int(y.unique(return_counts=True)[1].min()))
-        classes = [rng.permutation(np.flatnonzero(y == label))[:few] for label in y.unique()]
+        labels, counts = y.unique(return_counts=True)
+        few = min(SHOWN, int(counts.min()))
+        classes = [rng.permutation(np.flatnonzero(y == label))[:few] for label in labels]
         shown = np.stack(classes, axis=1).ravel()  # row by row, one image of each class
         points = self.curves["true"].query("order == 0")
         content = {
