@@ -180,7 +180,7 @@ def _effects(effects: list[dict], most: int = FEW) -> str:
 
 def _effect(effect: dict) -> str:
     low, high = (_number(effect[end]) for end in ("low", "high"))
-    return f"{escape(effect['name'])}: <b>{_number(effect['estimate'])}</b> [{low}, {high}]"
+    return f"{escape(effect['name'])}: <b>{_number(effect['estimate'])}</b>&nbsp;[{low},&nbsp;{high}]"
 
 
 def _number(value: float | None) -> str:

@@ -288,7 +288,7 @@ def test_page_contains_everything_and_asks_for_nothing(site, tmp_path):
     assert "url(" not in page and "@import" not in page
     positions = [page.index(f"<figcaption>{title}") for title in ("Figure 1", "Figure 2", "figX")]
     assert positions == sorted(positions)
-    assert "a: An &lt;MLP&gt;" in page and "S &amp; T" in page and "a &lt; b: <b>0.5</b> [0.1, –]" in page
+    assert "a: An &lt;MLP&gt;" in page and "S &amp; T" in page and "a &lt; b: <b>0.5</b>&nbsp;[0.1,&nbsp;–]" in page
     assert "✗ not reproduced" in page and "<summary>rule</summary>Reproduced: more than 3 &gt; 2.<" in page
     # Only the paper's claims have rules from before any training.
     order = ["before any network was trained", "<b>C1</b>", "when the networks of the paper", "<b>X1</b>"]
