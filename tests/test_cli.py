@@ -107,7 +107,7 @@ def test_notebooks_agree_on_the_networks_they_share():
         for parameter, value in notebooks.defaults(notebooks.read(name)).items():
             assert seen.setdefault(parameter, value) == value, f"{parameter} of {name}"
     networks = {parameter: value for parameter, value in seen.items() if isinstance(value, dict)}
-    known = {"mlp", "mlp_narrow", "convnet", "convnet_corrupted", "convnet_plain", "resnet", "sweep", "settings"}
+    known = {"mlp", "mlp_narrow", "convnet", "convnet_plain", "resnet", "sweep", "settings"}
     assert known <= networks.keys()
     for network in networks.values():
         Recipe(**network)
