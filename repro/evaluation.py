@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -23,19 +24,24 @@ def evaluating(model: nn.Module):
     """Eval mode without gradients, in the model's own precision, float32 as it is; the model is afterwards as it was."""
     kind = next(model.parameters(), torch.empty(0)).device.type
     with kept(model), torch.no_grad(), torch.autocast(kind, enabled=False), whole_products():
-        model.eval()
+        try:
+            model.eval()
+        except NotImplementedError as error:  # as of what torch.export makes of a model
+            raise ValueError(f"model: expected the network itself, which has an eval mode ({error})") from error
         yield
 
 
 @contextlib.contextmanager
 def kept(model: nn.Module):
     """Take back what is written into a model: attributes (a module's mode is one), entries of its dicts and lists, numbers of
-    its buffers."""
+    its parameters, buffers and other tensors."""
     own = [vars(module) for module in model.modules()]
     dicts = [*own, *(value for attributes in own for value in attributes.values() if isinstance(value, dict))]
     lists = [value for attributes in own for value in attributes.values() if isinstance(value, list)]
     earlier_dicts, earlier_lists = ([copy.copy(value) for value in values] for values in (dicts, lists))
-    numbers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    loose = (value for attributes in own for value in attributes.values() if isinstance(value, torch.Tensor))
+    tensors = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers(), loose)}
+    numbers = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
     try:
         yield
     finally:
@@ -47,14 +53,19 @@ def kept(model: nn.Module):
             now[:] = before
         for now, before in numbers:
             if not torch.equal(now, before):
-                now.copy_(before)
+                with torch.no_grad():
+                    now.copy_(before)
 
 
 @contextlib.contextmanager
 def whole_products():
     """Products of float32 numbers in full: on a GPU convolutions shorten their factors to 10 bits (TF32) by default, matrix
     products where asked, and what ablation changes would drown in the rounding."""
-    asked, each = torch.get_float32_matmul_precision(), [kind.fp32_precision for kind in PRODUCTS]
+    try:
+        asked = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer switches were set, to what the older one has no word for
+        asked = "highest"
+    each = [kind.fp32_precision for kind in PRODUCTS]
     _set_precision("highest", ["ieee"] * len(PRODUCTS))
     try:
         yield
@@ -239,7 +250,9 @@ def image_scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     )  # in this order: small losses stay exact
     found = [loss, correct.to(loss.dtype)]
     if logits.shape[-1] >= 100:
-        found.append((logits.topk(5, dim=-1).indices == y[:, None]).any(-1).to(loss.dtype))
+        earlier = torch.arange(logits.shape[-1], device=y.device) < y[:, None]
+        ahead = (logits > label[..., None]) | ((logits == label[..., None]) & earlier)
+        found.append((ahead.sum(-1) < 5).to(loss.dtype))
     return torch.stack(found)
 
 

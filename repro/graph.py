@@ -81,7 +81,7 @@ class Step:
     run: Callable[[torch.Tensor], torch.Tensor]
 
 
-def _kind(module: nn.Module | None, function: str, args: tuple, shape: torch.Size) -> str:
+def _kind(module: nn.Module | None, function: str, args: tuple, kwargs: dict, shape: torch.Size) -> str:
     """What an operation does: act on each "channel" by itself, mix channels (a "linear" layer or a "convolution"), "scale" what
     was mixed (a batch norm), "flatten", "nothing"; "" if something else."""
     if module is not None and not _plain(module):
@@ -95,20 +95,28 @@ def _kind(module: nn.Module | None, function: str, args: tuple, shape: torch.Siz
     if isinstance(module, BATCH_NORM):
         return "scale"
     flatten = isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
-    if flatten or (function == "flatten" and args == (1,)):
+    if flatten or (function == "flatten" and (args, kwargs) in [((1,), {}), ((), {"start_dim": 1})]):
         return "flatten"
-    return "nothing" if isinstance(module, NOTHING) else ""
+    off = function in ("dropout", "dropout2d") and kwargs.get("training", args[1:2]) in (False, (False,))
+    return "nothing" if off or isinstance(module, NOTHING) else ""
 
 
 def _plain(module: nn.Module) -> bool:
     """A module of torch.nn that does what its class does, no more."""
     hooked = module._forward_hooks or module._forward_pre_hooks or torch.nn.modules.module._has_any_global_hook()
-    return not hooked and type(module).__module__.startswith("torch.nn.") and "forward" not in vars(module)
+    return not hooked and _torchs(module) and "forward" not in vars(module)
+
+
+def _torchs(module: nn.Module) -> bool:
+    """A module of a class of torch.nn; where its weights are parametrized, torch makes a class of its own upon it."""
+    kind = type(module)
+    kind = kind.__base__ if nn.utils.parametrize.is_parametrized(module) else kind
+    return kind.__module__.startswith("torch.nn.")
 
 
 def _channels_last(shape: torch.Size, source: nn.Module | None) -> bool:
     """Whether activations (H, W, C) come from a linear layer, which takes their last dim for the channels."""
-    return len(shape) == 3 and isinstance(source, nn.Linear) and shape[-1] == source.out_features != shape[0]
+    return len(shape) == 3 and isinstance(source, nn.Linear) and shape[-1] == source.out_features
 
 
 def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict[str, Layer], torch.Tensor]:
@@ -123,6 +131,7 @@ def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict[str,
         ) from error
     if not isinstance(truth, torch.Tensor) or truth.ndim != 2 or len(truth) != len(x):
         raise ValueError("model: expected a classifier with logits (N, classes)")
+    _check_alone(model, x, truth)
     try:
         graph = Graph(model, x)
         outputs, logits = graph.outputs(x)
@@ -143,14 +152,40 @@ def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict[str,
     return hooks, *hooks.outputs(x)
 
 
+def _check_alone(model: nn.Module, x: torch.Tensor, logits: torch.Tensor) -> None:
+    """Refuse a model that gives images other logits when one more runs beside them, or when they run once more."""
+    again = model(_one_more(x))[: len(x)]
+    tolerance = math.sqrt(torch.finfo(logits.dtype).eps) * logits.abs().nan_to_num(0, 0).max().item()
+    if not torch.allclose(again, logits, rtol=0, atol=tolerance, equal_nan=True):
+        raise ValueError(
+            "model: expected logits that depend on each image alone, got others beside another image or when run again "
+            "(dropout that is on in eval mode, as F.dropout without training=self.training? statistics of a batch?)"
+        )
+
+
+def _one_more(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([x, x[:1]])
+
+
+def _tracer():
+    """A tracer that goes into the modules that are not torch's own, also where their weights are parametrized, and into what
+    only hands images on."""
+    import torchvision
+    from torchvision.models.feature_extraction import NodePathTracer
+
+    class Tracer(NodePathTracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            foreign = isinstance(m, nn.DataParallel) or (nn.utils.parametrize.is_parametrized(m) and not _torchs(m))
+            return super().is_leaf_module(m, module_qualified_name) and not foreign
+
+    return Tracer(autowrap_modules=(math, torchvision.ops))
+
+
 class Graph:
     """A model as a torch.fx graph without in-place operations, run node by node."""
 
     def __init__(self, model: nn.Module, sample: torch.Tensor):
-        import torchvision
-        from torchvision.models.feature_extraction import NodePathTracer
-
-        tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops))
+        tracer = _tracer()
         _, *others = inspect.signature(model.forward).parameters.values()
         defaults = {other.name: other.default for other in others if other.default is not other.empty}
         with kept(model):
@@ -243,7 +278,10 @@ class Graph:
         """The layers, which have one entry for each image; and the logits."""
         env = self._values(sample)
         tensors = {n: v for n, v in env.items() if n in self.fed and isinstance(v, torch.Tensor)}
-        self.images = {n for n, v in tensors.items() if v.ndim and len(v) == len(sample)}
+        more = self._values(_one_more(sample))  # tells images from what there are as many of by chance
+        self.images = {
+            n for n, v in tensors.items() if v.ndim and (len(v), len(more[n])) == (len(sample), len(sample) + 1)
+        }
         self.shapes = {n: tensors[n].shape[1:] for n in self.images if tensors[n].ndim > 1}
         inner = [node for node in self.nodes[1:] if node in self.shapes and node is not self.result]
         self.by_name = {self.names[node]: node for node in inner}
@@ -314,7 +352,10 @@ class Graph:
     def _step(self, node, source) -> Step:
         (module, function), shape = self._operation(node), self.shapes.get(node, torch.Size())
         run = lambda value: self._call(node, {source: value})  # noqa: E731
-        return Step(self.names.get(node), shape, _kind(module, function, node.args[1:], shape), module, run)
+        kind = _kind(module, function, node.args[1:], node.kwargs, shape)
+        if node is self.result and (isinstance(module, nn.LogSoftmax) or function == "log_softmax"):
+            kind = "nothing"  # to the cross-entropy and to the largest logit
+        return Step(self.names.get(node), shape, kind, module, run)
 
     def _operation(self, node) -> tuple[nn.Module | None, str]:
         """The module of a node, or else the name of its function or method."""

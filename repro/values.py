@@ -58,7 +58,7 @@ def _resampled(cut: Cut, x_fit: torch.Tensor, n: int) -> dict[str, torch.Tensor]
     found = {}
     for name, units in cut.layers.items():
         h = torch.cat([block.pop(name) for block in blocks])
-        donors = torch.randint(len(h), (n, units), generator=generator).to(cut.device)
+        donors = torch.randint(len(h), (n, units), generator=generator, device="cpu").to(cut.device)
         found[name] = h[donors, torch.arange(units, device=cut.device)]
     return found
 

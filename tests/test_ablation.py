@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from repro import ablation, evaluation, models, units
 from tests import networks, plain
@@ -143,6 +144,13 @@ def test_top5_from_a_hundred_classes_on():
     top5 = (model(x).topk(5).indices == y[:, None]).any(1).double().mean().item()
     assert curve.accuracy_top5[0] == pytest.approx(top5)
     assert "accuracy_top5" in ablation.single_unit(model, x, y)
+
+
+def test_of_equal_logits_the_first_count_also_among_five():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 120, bias=False))
+    x, y = torch.randn(30, 12), torch.arange(30) % 10
+    ablated = ablation.cumulative(model, x, y, orders=1, steps=1).iloc[-1]
+    assert (ablated.accuracy, ablated.accuracy_top5) == (0.1, 0.5)
 
 
 def test_orders_given_by_hand():

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from repro import ablation, evaluation, models, noise, selectivity, units, values, work
 from tests import networks, plain
@@ -93,6 +94,45 @@ def hooked():
     return model
 
 
+class Halving(nn.Linear):
+    """A linear layer with a forward of its own, and its weights parametrized."""
+
+    def forward(self, x):
+        return super().forward(0.5 * x)
+
+
+def parametrized():
+    layers = [nn.Linear(12, 6), nn.ReLU(), nn.utils.parametrizations.weight_norm(Halving(6, 6)), nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(6, 4))
+
+
+class Recurrent(nn.Module):
+    """As many recurrent layers as images tell the shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.relu, self.rnn, self.head = nn.Linear(12, 6), nn.ReLU(), nn.LSTM(6, 5, 2), nn.Linear(5, 4)
+
+    def forward(self, x):
+        start = torch.zeros(2, x.size(0), 5)
+        h = self.relu(self.stem(x.flatten(1))).repeat(3, 1, 1)
+        return self.head(self.rnn(h, (start, start))[0][-1])
+
+
+class Functions(nn.Module):
+    """Dropout and the logarithm of probabilities as functions, as in torch's own example for MNIST."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 6, 1), nn.Linear(24, 5), nn.Linear(5, 4)
+        self.relu, self.relu2 = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        h = torch.flatten(F.dropout2d(self.relu(self.one(x)), training=self.training), start_dim=1)
+        h = F.dropout(self.relu2(self.two(h)), 0.5, self.training)
+        return F.log_softmax(self.head(h), dim=1)
+
+
 def compare(model, x, y, layers=None):
     layers = layers or [name for name, _ in units.unit_layers(model, x) if "sigmoid" not in name]  # hooks see modules
     found = units.Cut(model, x, layers).layers
@@ -110,13 +150,63 @@ def compare(model, x, y, layers=None):
 
 @pytest.mark.parametrize(
     "build",
-    [Scaled, flattened, ending_in_a_convolution, normed_after_flatten, hooked, lambda: Sum(True), Squeezed],
-    ids=["scaled", "flat", "convolution", "norm", "hook", "sum", "squeezed"],
+    [
+        *(Scaled, flattened, ending_in_a_convolution, normed_after_flatten, hooked, lambda: Sum(True), Squeezed),
+        *(parametrized, Recurrent, Functions),
+    ],
+    ids=["scaled", "flat", "convolution", "norm", "hook", "sum", "squeezed", "parametrized", "recurrent", "functions"],
 )
-@pytest.mark.parametrize("n", [6, 7, 129])  # as many images as channels; a last block of one image
+@pytest.mark.parametrize("n", [6, 7, 130])  # as many images as channels; a last block of two images
 def test_equals_the_plain_way(build, n):
     model = networks.randomized(build())
     compare(model, *networks.images(n, (3, 2, 2), 4))
+
+
+@pytest.mark.parametrize("layer", ["relu", "relu2"])
+def test_functions_of_eval_mode_are_links_of_a_chain(layer):
+    cut = units.Cut(Functions().eval(), torch.randn(3, 3, 2, 2))
+    assert cut.chain(layer, {layer: torch.zeros(1, *cut.shapes[layer])})
+
+
+def test_what_runs_in_parallel_keeps_its_layers():
+    model = nn.Sequential(nn.DataParallel(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU())), nn.Flatten(), nn.Linear(24, 4))
+    assert units.unit_layers(model, torch.randn(3, 3, 2, 2)) == [("0.module.1", 6)]
+
+
+def test_features_in_the_last_dim_are_not_taken_for_rows():
+    class Square(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.relu, self.head = nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 4)
+
+        def forward(self, x):
+            return self.head(self.relu(self.stem(x.permute(0, 2, 3, 1))).mean((1, 2)))
+
+    with pytest.raises(ValueError, match=r"'relu' gives \(N, 2, 2, 2\), channels last"):
+        units.unit_layers(Square(), torch.randn(3, 3, 2, 2))
+
+
+def test_resampled_values_are_drawn_on_the_cpu():
+    """Whatever torch's default device is; "meta" stands for a GPU."""
+    model, (x, y) = models.mlp(12, [6], 4), networks.images(20, (3, 2, 2), 4)
+    expected = ablation.single_unit(model, x, y, value="resampled")
+    with torch.device("meta"):
+        found = ablation.single_unit(model, x, y, value="resampled")
+    assert found.equals(expected)
+
+
+def test_precisions_that_the_older_switch_cannot_tell_are_given_back():
+    matmul = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [kind.fp32_precision for kind in matmul]
+    try:
+        matmul[0].fp32_precision, matmul[1].fp32_precision = "tf32", "bf16"
+        with evaluation.whole_products():
+            assert [kind.fp32_precision for kind in matmul] == ["ieee", "ieee"]
+        assert [kind.fp32_precision for kind in matmul] == ["tf32", "bf16"]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for kind, precision in zip(matmul, before, strict=True):
+            kind.fp32_precision = precision
 
 
 class Overwriting(nn.Module):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 
 from repro import ablation, evaluation, graph, models, noise, selectivity, units
 from tests import networks
@@ -82,6 +83,36 @@ def test_networks_without_weights_or_code_of_their_own_are_refused(images):
         units.unit_layers(torch.compile(models.mlp(12, [6, 5], 4), backend="eager"), images[0])
 
 
+class Changed(nn.Module):
+    """An MLP, something else being done to what it gives or has."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.mlp, self.change = models.mlp(12, [6, 5], 4), change
+
+    def forward(self, x):
+        return self.change(self.mlp, x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mlp, x: F.dropout(mlp(x)),
+        lambda mlp, x: F.batch_norm(mlp(x), None, None, training=True),
+        lambda mlp, x: mlp(x) - mlp(x).mean(),
+    ],
+)
+def test_logits_that_depend_on_chance_or_on_other_images_are_refused(change, images):
+    with pytest.raises(ValueError, match="model: expected logits that depend on each image alone"):
+        ablation.single_unit(Changed(change), *images)
+
+
+def test_what_torch_exports_is_refused(images):
+    exported = torch.export.export(models.mlp(12, [6, 5], 4).eval(), (images[0],)).module()
+    with pytest.raises(ValueError, match="model: expected the network itself, which has an eval mode"):
+        ablation.single_unit(exported, *images)
+
+
 @pytest.mark.filterwarnings("ignore:the model is measured through hooks")
 def test_a_layer_that_some_images_do_not_reach_has_no_activations(images):
     class Early(nn.Module):
@@ -92,7 +123,7 @@ def test_a_layer_that_some_images_do_not_reach_has_no_activations(images):
 
         def forward(self, x):
             h = self.relu(self.one(x.flatten(1)))
-            return self.head(self.late(self.two(h)) if len(x) == 2 else h)
+            return self.head(self.late(self.two(h)) if len(x) < 4 else h)
 
     model = Early()
     for measure in (
@@ -135,6 +166,32 @@ def test_a_model_is_afterwards_as_it_was_before(traced, images):
     )
     assert model.seen == {} and model.log == [] and model.calls == 0 and model.training
     assert all(tensor is buffers[name] for name, tensor in model.named_buffers())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def _clamped(mlp, x):
+    mlp.head.weight.data.clamp_(min=0)
+    return mlp(x)
+
+
+def _normed(mlp, x):
+    mlp.head.weight.data = torch.renorm(mlp.head.weight.data, 2, 0, 0.5)
+    return mlp(x)
+
+
+def _counted(mlp, x):
+    mlp.seen += len(x)
+    return mlp(x)
+
+
+@pytest.mark.filterwarnings("ignore:the model is measured through hooks")
+@pytest.mark.parametrize("change", [_clamped, _normed, _counted])
+def test_weights_and_loose_tensors_are_afterwards_as_they_were(change, images):
+    model = Changed(change)
+    model.mlp.seen = torch.zeros(())
+    before = copy.deepcopy(model.state_dict())
+    ablation.single_unit(model, *images)
+    assert model.mlp.seen == 0
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
