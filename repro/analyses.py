@@ -122,14 +122,14 @@ def measure_model(
         tqdm.write(f"this takes at most {_duration(sum(seconds.values()))} ({each})", file=sys.stderr)
     kind = type(model).__name__
     origin, tables = {"network": kind, "model": kind, "dataset": dataset.name}, {}
-    for name, options in wanted.items():
-        function = ANALYSES[name].function
+    for name in sorted(wanted, key=seconds.__getitem__):  # what one of them refuses is refused soon
+        function, options = ANALYSES[name].function, wanted[name]
         if "layers" in inspect.signature(function).parameters:
             options = {"layers": layers} | options
         table = function(model, *(tensor.to(cut.device) for tensor in parts[name]), **options)
         on = {f"{name}_on": images_in_words(name, "test" if name in ON_TEST_IMAGES else "train", images)}
         tables[name] = pd.concat([pd.DataFrame(origin | on, index=table.index), table], axis=1)
-    return tables
+    return {name: tables[name] for name in wanted}
 
 
 def _with_options(analyses: str | Iterable[str] | Mapping[str, dict]) -> dict[str, dict]:

@@ -235,6 +235,17 @@ def test_a_long_measurement_is_announced(monkeypatch, capsys):
     assert "this takes at most" in told and "single_unit" in told
 
 
+def test_what_is_refused_is_refused_before_what_takes_longer(monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("measured in vain")
+
+    slow = dataclasses.replace(analyses.ANALYSES["single_unit"], function=never)
+    monkeypatch.setitem(analyses.ANALYSES, "single_unit", slow)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.LeakyReLU(), nn.Linear(9, 10))
+    with pytest.raises(ValueError, match="layers: the index needs mean activations >= 0"):
+        measure_model(model, "digits", ["single_unit", "selectivity"])
+
+
 def test_the_model_is_handed_back_as_it_came(folder):
     model = Functional(classes=3).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
