@@ -61,6 +61,7 @@ ANALYSES = {
 # A network of one's own -------------------------------------------------------------------------------------------------
 
 OWN = {"single_unit": {}, "cumulative": {}, "noise": {"scales": [0, *np.logspace(-1.5, 1, 11)]}, "selectivity": {}}
+CHOOSY = ("selectivity", "weights")  # refuse some networks, and take little time: what goes first
 POINTS = ("orders", "steps", "repeats", "scales")  # options that say how often the network is run
 ON_TEST_IMAGES = (
     "single_unit",
@@ -122,7 +123,7 @@ def measure_model(
         tqdm.write(f"this takes at most {_duration(sum(seconds.values()))} ({each})", file=sys.stderr)
     kind = type(model).__name__
     origin, tables = {"network": kind, "model": kind, "dataset": dataset.name}, {}
-    for name in sorted(wanted, key=seconds.__getitem__):  # what one of them refuses is refused soon
+    for name in sorted(wanted, key=lambda name: name not in CHOOSY):
         function, options = ANALYSES[name].function, wanted[name]
         if "layers" in inspect.signature(function).parameters:
             options = {"layers": layers} | options

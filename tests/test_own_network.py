@@ -235,7 +235,7 @@ def test_a_long_measurement_is_announced(monkeypatch, capsys):
     assert "this takes at most" in told and "single_unit" in told
 
 
-def test_what_is_refused_is_refused_before_what_takes_longer(monkeypatch):
+def test_what_is_refused_is_refused_before_the_rest_is_measured(monkeypatch):
     def never(*_, **__):
         raise AssertionError("measured in vain")
 
