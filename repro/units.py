@@ -45,8 +45,9 @@ class Cut:
         few = check_images(x)[:2]  # they tell the shapes
         parameter = next(check_model(model).parameters(), few)
         self.device, self.dtype = parameter.device, parameter.dtype
+        parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
         with evaluating(model):
-            self.program, outputs, logits = program(model, few.to(self.device))
+            self.program, outputs, logits = program(model.module if parallel else model, few.to(self.device))
         self.classes = logits.shape[1]
         self.shapes = {name: outputs[name].shape for name in check_layers(layers, outputs)}
         self.layers = {name: shape[0] for name, shape in self.shapes.items()}
@@ -120,7 +121,7 @@ def unit_layers(model: nn.Module, x: torch.Tensor) -> list[tuple[str, int]]:
     Raises
     ------
     ValueError
-        Where the model has no unit layer, or `x` holds no images.
+        Where the model has no unit layer, where logits depend on chance or on other images, or `x` holds no images.
     """
     return list(Cut(model, x).layers.items())
 

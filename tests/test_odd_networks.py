@@ -171,6 +171,10 @@ def test_functions_of_eval_mode_are_links_of_a_chain(layer):
 def test_what_runs_in_parallel_keeps_its_layers():
     model = nn.Sequential(nn.DataParallel(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU())), nn.Flatten(), nn.Linear(24, 4))
     assert units.unit_layers(model, torch.randn(3, 3, 2, 2)) == [("0.module.1", 6)]
+    x, y = networks.images(20, (3, 2, 2), 4)
+    for network in (Functions(), networks.Functional(classes=4)):  # around all of it, it leaves no trace in the names
+        found = ablation.single_unit(nn.DataParallel(network), x, y)
+        assert len(found) and found.equals(ablation.single_unit(network, x, y))
 
 
 def test_features_in_the_last_dim_are_not_taken_for_rows():
