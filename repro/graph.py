@@ -122,16 +122,14 @@ def _channels_last(shape: torch.Size, source: nn.Module | None) -> bool:
 def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict[str, Layer], torch.Tensor]:
     """(how to run it, its layers, logits) from a few images; the graph is used where it gives the logits that the model
     does."""
-    try:
-        truth = model(x.clone())  # which it may change
-    except Exception as error:  # torch's words, or the model's, for shapes and types that do not fit
-        line = " ".join(str(error).split()) or type(error).__name__
+    truth = _logits(model, x)
+    again = _logits(model, _one_more(x))[: len(x)]
+    tolerance = math.sqrt(torch.finfo(truth.dtype).eps) * truth.abs().nan_to_num(0, 0).max().item()
+    if again.shape != truth.shape or not torch.allclose(again, truth, rtol=0, atol=tolerance, equal_nan=True):
         raise ValueError(
-            f"x: the model cannot run images {x.dtype} (N, {', '.join(map(str, x.shape[1:]))}): {line}"
-        ) from error
-    if not isinstance(truth, torch.Tensor) or truth.ndim != 2 or len(truth) != len(x):
-        raise ValueError("model: expected a classifier with logits (N, classes)")
-    _check_alone(model, x, truth)
+            "model: expected logits that depend on each image alone, got others beside another image or when run again "
+            "(dropout that is on in eval mode, as F.dropout without training=self.training? statistics of a batch?)"
+        )
     try:
         graph = Graph(model, x)
         outputs, logits = graph.outputs(x)
@@ -152,15 +150,18 @@ def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict[str,
     return hooks, *hooks.outputs(x)
 
 
-def _check_alone(model: nn.Module, x: torch.Tensor, logits: torch.Tensor) -> None:
-    """Refuse a model that gives images other logits when one more runs beside them, or when they run once more."""
-    again = model(_one_more(x))[: len(x)]
-    tolerance = math.sqrt(torch.finfo(logits.dtype).eps) * logits.abs().nan_to_num(0, 0).max().item()
-    if not torch.allclose(again, logits, rtol=0, atol=tolerance, equal_nan=True):
+def _logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    try:
+        logits = model(x.clone())  # which it may change
+    except Exception as error:  # torch's words, or the model's, for shapes and types that do not fit
+        line = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            "model: expected logits that depend on each image alone, got others beside another image or when run again "
-            "(dropout that is on in eval mode, as F.dropout without training=self.training? statistics of a batch?)"
-        )
+            f"x: the model cannot run images {x.dtype} (N, {', '.join(map(str, x.shape[1:]))}): {line}"
+        ) from error
+    found = isinstance(logits, torch.Tensor) and logits.is_floating_point()
+    if not found or logits.ndim != 2 or len(logits) != len(x):
+        raise ValueError("model: expected a classifier with logits (N, classes)")
+    return logits
 
 
 def _one_more(x: torch.Tensor) -> torch.Tensor:

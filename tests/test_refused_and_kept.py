@@ -70,7 +70,9 @@ def test_rows_of_an_image_are_no_units(traced, images):
         ablation.cumulative(ChannelsLast(traced), *images, layers=["relu"])
 
 
-@pytest.mark.parametrize("change", [lambda z: z.reshape(-1, 2), lambda z: z.mean(0, keepdim=True)])
+@pytest.mark.parametrize(
+    "change", [lambda z: z.reshape(-1, 2), lambda z: z.mean(0, keepdim=True), lambda z: z.argsort(1)]
+)
 def test_logits_belong_to_images(change, images):
     with pytest.raises(ValueError, match=r"model: expected a classifier with logits \(N, classes\)"):
         ablation.single_unit(Rows(change), *images)
