@@ -97,7 +97,8 @@ def _kind(module: nn.Module | None, function: str, args: tuple, kwargs: dict, sh
     flatten = isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
     if flatten or (function == "flatten" and (args, kwargs) in [((1,), {}), ((), {"start_dim": 1})]):
         return "flatten"
-    off = function in ("dropout", "dropout2d") and kwargs.get("training", args[1:2]) in (False, (False,))
+    training = kwargs.get("training", next(iter(args[1:2]), True))
+    off = function in ("dropout", "dropout2d") and training is False
     return "nothing" if off or isinstance(module, NOTHING) else ""
 
 

@@ -160,3 +160,17 @@ def test_precision_is_given_back(asked):
         assert torch.get_float32_matmul_precision() == asked and torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_precisions_that_the_older_switch_cannot_tell_are_given_back():
+    matmul = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [kind.fp32_precision for kind in matmul]
+    try:
+        matmul[0].fp32_precision, matmul[1].fp32_precision = "tf32", "bf16"
+        with whole_products():
+            assert [kind.fp32_precision for kind in matmul] == ["ieee", "ieee"]
+        assert [kind.fp32_precision for kind in matmul] == ["tf32", "bf16"]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for kind, precision in zip(matmul, before, strict=True):
+            kind.fp32_precision = precision

@@ -28,9 +28,10 @@ class Tokens(nn.Module):
 class ChannelsLast(nn.Module):
     """As ConvNeXt and Swin have it."""
 
-    def __init__(self, traced):
+    def __init__(self, traced, features):
         super().__init__()
-        self.stem, self.relu, self.head, self.traced = nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), traced
+        self.stem, self.relu, self.head = nn.Linear(3, features), nn.ReLU(), nn.Linear(features, 4)
+        self.traced = traced
 
     def forward(self, x):
         h = self.relu(self.stem(x.permute(0, 2, 3, 1)))
@@ -39,13 +40,15 @@ class ChannelsLast(nn.Module):
         return self.head(h.mean((1, 2)))
 
 
-class Rows(nn.Module):
+class Changed(nn.Module):
+    """An MLP, something else being done to what it gives or has."""
+
     def __init__(self, change):
         super().__init__()
         self.mlp, self.change = models.mlp(12, [6, 5], 4), change
 
     def forward(self, x):
-        return self.change(self.mlp(x))
+        return self.change(self.mlp, x)
 
 
 @pytest.fixture
@@ -63,19 +66,26 @@ def test_parts_of_images_have_no_units(positions_last, images):
 
 @pytest.mark.filterwarnings("ignore:the model is measured through hooks")
 @pytest.mark.parametrize("traced", [True, False])
-def test_rows_of_an_image_are_no_units(traced, images):
-    with pytest.raises(ValueError, match=r"model: found no unit layer.*'relu' gives \(N, 2, 2, 6\), channels last"):
-        units.unit_layers(ChannelsLast(traced), images[0])
-    with pytest.raises(ValueError, match=r"layers: 'relu' gives \(N, 2, 2, 6\), channels last"):
-        ablation.cumulative(ChannelsLast(traced), *images, layers=["relu"])
+@pytest.mark.parametrize("features", [6, 2])  # also as many as rows
+def test_rows_of_an_image_are_no_units(features, traced, images):
+    model, gives = ChannelsLast(traced, features), rf"'relu' gives \(N, 2, 2, {features}\), channels last"
+    with pytest.raises(ValueError, match=rf"model: found no unit layer.*{gives}"):
+        units.unit_layers(model, images[0])
+    with pytest.raises(ValueError, match=f"layers: {gives}"):
+        ablation.cumulative(model, *images, layers=["relu"])
 
 
 @pytest.mark.parametrize(
-    "change", [lambda z: z.reshape(-1, 2), lambda z: z.mean(0, keepdim=True), lambda z: z.argsort(1)]
+    "change",
+    [
+        lambda mlp, x: mlp(x).reshape(-1, 2),
+        lambda mlp, x: mlp(x).mean(0, keepdim=True),
+        lambda mlp, x: mlp(x).argsort(1),
+    ],
 )
 def test_logits_belong_to_images(change, images):
     with pytest.raises(ValueError, match=r"model: expected a classifier with logits \(N, classes\)"):
-        ablation.single_unit(Rows(change), *images)
+        ablation.single_unit(Changed(change), *images)
 
 
 def test_networks_without_weights_or_code_of_their_own_are_refused(images):
@@ -83,17 +93,6 @@ def test_networks_without_weights_or_code_of_their_own_are_refused(images):
         units.unit_layers(nn.Sequential(nn.Flatten(), nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 4)), images[0])
     with pytest.raises(ValueError, match="model: expected the network itself"):
         units.unit_layers(torch.compile(models.mlp(12, [6, 5], 4), backend="eager"), images[0])
-
-
-class Changed(nn.Module):
-    """An MLP, something else being done to what it gives or has."""
-
-    def __init__(self, change):
-        super().__init__()
-        self.mlp, self.change = models.mlp(12, [6, 5], 4), change
-
-    def forward(self, x):
-        return self.change(self.mlp, x)
 
 
 @pytest.mark.parametrize(
