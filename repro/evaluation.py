@@ -7,7 +7,7 @@ import copy
 import itertools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ PRODUCTS = (CUDNN.conv, CUDNN.rnn, BLAS.matmul, CPU.conv, CPU.matmul)  # whose f
 def evaluating(model: nn.Module):
     """Eval mode without gradients, in the model's own precision, float32 as it is; the model is afterwards as it was."""
     kind = next(model.parameters(), torch.empty(0)).device.type
-    with kept(model), torch.no_grad(), torch.autocast(kind, enabled=False), whole_products():
+    with kept(model, model.parameters()), torch.no_grad(), torch.autocast(kind, enabled=False), whole_products():
         try:
             model.eval()
         except NotImplementedError as error:  # as of what torch.export makes of a model
@@ -32,15 +32,15 @@ def evaluating(model: nn.Module):
 
 
 @contextlib.contextmanager
-def kept(model: nn.Module):
+def kept(model: nn.Module, weights: Iterable[torch.Tensor] = ()):
     """Take back what is written into a model: attributes (a module's mode is one), entries of its dicts and lists, numbers of
-    its parameters, buffers and other tensors."""
+    its buffers, of other tensors and of these weights."""
     own = [vars(module) for module in model.modules()]
     dicts = [*own, *(value for attributes in own for value in attributes.values() if isinstance(value, dict))]
     lists = [value for attributes in own for value in attributes.values() if isinstance(value, list)]
     earlier_dicts, earlier_lists = ([copy.copy(value) for value in values] for values in (dicts, lists))
     loose = (value for attributes in own for value in attributes.values() if isinstance(value, torch.Tensor))
-    tensors = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers(), loose)}
+    tensors = {id(tensor): tensor for tensor in itertools.chain(weights, model.buffers(), loose)}
     numbers = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
     try:
         yield
