@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from repro import store
-from repro.training import Recipe
+from repro import store, training
 
 
 def read_all() -> tuple[list[store.Entry], int]:
@@ -99,8 +98,5 @@ def remove(entries: list[store.Entry], for_good: bool) -> None:
 
 
 def _key(entry: store.Entry) -> str:
-    """The lock of a file's network; its own name where its recipe has no meaning any more."""
-    try:
-        return Recipe(**entry.origin["recipe"]).key
-    except (TypeError, ValueError):
-        return entry.path.stem
+    """The key of a file's network, by which it is locked, whether or not its recipe still has a meaning."""
+    return training.key(entry.origin["recipe"])
