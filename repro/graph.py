@@ -95,7 +95,7 @@ def _kind(module: nn.Module | None, function: str, args: tuple, kwargs: dict, sh
     if isinstance(module, BATCH_NORM):
         return "scale"
     flatten = isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
-    if flatten or (function == "flatten" and (args, kwargs) in [((1,), {}), ((), {"start_dim": 1})]):
+    if flatten or (function == "flatten" and args == (1,)):  # as `Graph._lay_flat` has it
         return "flatten"
     training = kwargs.get("training", next(iter(args[1:2]), True))
     off = function in ("dropout", "dropout2d") and training is False
@@ -205,12 +205,16 @@ class Graph:
         *self.nodes, output = graph.nodes
         self.input, self.result = self.nodes[0], output.args[0]
         self._check_overwritten(sample)
+        self._drop_unused(graph)
+        self.names = _names(tracer, graph)
+
+    def _drop_unused(self, graph) -> None:
+        """Leave out what nothing needs, and note the nodes that are left."""
         for node in reversed(graph.nodes):
             if not node.users and node.op not in ("placeholder", "output"):
                 graph.erase_node(node)
-        self.names = _names(tracer, graph)
         *self.nodes, _ = graph.nodes
-        self.fed = {self.input}  # what depends on the images, and has one entry for each
+        self.fed = {self.input}  # what depends on the images
         for node in self.nodes:
             if not self.fed.isdisjoint(node.all_input_nodes):
                 self.fed.add(node)
@@ -285,6 +289,9 @@ class Graph:
             n for n, v in tensors.items() if v.ndim and (len(v), len(more[n])) == (len(sample), len(sample) + 1)
         }
         self.shapes = {n: tensors[n].shape[1:] for n in self.images if tensors[n].ndim > 1}
+        for node in self.shapes:
+            self._lay_flat(node)
+        self._drop_unused(self.result.graph)
         inner = [node for node in self.nodes[1:] if node in self.shapes and node is not self.result]
         self.by_name = {self.names[node]: node for node in inner}
         found = {}
@@ -294,6 +301,15 @@ class Graph:
             source = next(self._mixing_below(node), None)
             found[name] = Layer(self.shapes[node], nonlinear, _channels_last(self.shapes[node], source))
         return found, env[self.result]
+
+    def _lay_flat(self, node) -> None:
+        """Let a view or a reshape that lays an image's numbers in a row be `torch.flatten`: it asks for no number of images, as
+        x.view(x.size(0), -1) does, so that a tail can stand more than once and what follows is a chain."""
+        source = next(iter(node.args), None)
+        if node.op == "call_module" or node.target not in ("view", "reshape", "flatten", torch.reshape, torch.flatten):
+            return
+        if len(self.shapes.get(source, ())) > 1 and len(self.shapes[node]) == 1:
+            node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (source, 1), {}
 
     def start(self, x: torch.Tensor, layers: Collection[str]) -> Tail:
         """Run all that does not depend on `layers`."""

@@ -119,16 +119,24 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(h, (start, start))[0][-1])
 
 
+FLAT = {
+    "start": lambda h: torch.flatten(h, start_dim=1),
+    "size": lambda h: h.view(h.size(0), -1),
+    "shape": lambda h: torch.reshape(h, (h.shape[0], -1)),
+    "known": lambda h: h.view(-1, 24),
+}
+
+
 class Functions(nn.Module):
     """Dropout and the logarithm of probabilities as functions, as in torch's own example for MNIST."""
 
-    def __init__(self):
+    def __init__(self, flat="start"):
         super().__init__()
         self.one, self.two, self.head = nn.Conv2d(3, 6, 1), nn.Linear(24, 5), nn.Linear(5, 4)
-        self.relu, self.relu2 = nn.ReLU(), nn.ReLU()
+        self.relu, self.relu2, self.flat = nn.ReLU(), nn.ReLU(), FLAT[flat]
 
     def forward(self, x):
-        h = torch.flatten(F.dropout2d(self.relu(self.one(x)), training=self.training), start_dim=1)
+        h = self.flat(F.dropout2d(self.relu(self.one(x)), training=self.training))
         h = F.dropout(self.relu2(self.two(h)), 0.5, self.training)
         return F.log_softmax(self.head(h), dim=1)
 
@@ -152,9 +160,12 @@ def compare(model, x, y, layers=None):
     "build",
     [
         *(Scaled, flattened, ending_in_a_convolution, normed_after_flatten, hooked, lambda: Sum(True), Squeezed),
-        *(parametrized, Recurrent, Functions),
+        *(parametrized, Recurrent, Functions, lambda: Functions("size")),
     ],
-    ids=["scaled", "flat", "convolution", "norm", "hook", "sum", "squeezed", "parametrized", "recurrent", "functions"],
+    ids=[
+        *("scaled", "flat", "convolution", "norm", "hook", "sum", "squeezed"),
+        *("parametrized", "recurrent", "functions", "view"),
+    ],
 )
 @pytest.mark.parametrize("n", [6, 7, 129, 130])  # as many images as channels; a last block of one, of two images
 def test_equals_the_plain_way(build, n):
@@ -162,9 +173,10 @@ def test_equals_the_plain_way(build, n):
     compare(model, *networks.images(n, (3, 2, 2), 4))
 
 
+@pytest.mark.parametrize("flat", FLAT)
 @pytest.mark.parametrize("layer", ["relu", "relu2"])
-def test_functions_of_eval_mode_are_links_of_a_chain(layer):
-    cut = units.Cut(Functions().eval(), torch.randn(3, 3, 2, 2))
+def test_functions_of_eval_mode_are_links_of_a_chain(layer, flat):
+    cut = units.Cut(Functions(flat).eval(), torch.randn(3, 3, 2, 2))
     assert cut.chain(layer, {layer: torch.zeros(1, *cut.shapes[layer])})
 
 
