@@ -41,7 +41,9 @@ def weights(model: nn.Module, x, y, layers: Sequence[str] | None = None, folded:
     factors = _batch_norm_factors(model, x[:2].to(cut.device), sources) if folded else {}
     tables = []
     for layer, n in cut.layers.items():
-        norm = sources[layer].weight.detach().abs().flatten(1).sum(1) * factors.get(layer, 1)
+        weight = sources[layer].weight.detach()
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))  # half precision is for networks
+        norm = weight.abs().flatten(1).sum(1) * factors.get(layer, 1)
         check_scores(norm, "model")
         tables.append(pd.DataFrame({"layer": layer, "unit": np.arange(n), "l1_norm": norm.cpu().numpy()}))
     return pd.concat(tables, ignore_index=True)
@@ -255,5 +257,5 @@ def _bases(cut: Cut, stream: tuple[int, int]) -> dict[str, torch.Tensor]:
 
 def _within(h: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     """The part of activations (n, C, ...) that lies within the space of some orthonormal directions (C, k)."""
-    h = h.movedim(1, -1)
+    h, directions = h.movedim(1, -1), directions.to(h.dtype)
     return (h @ directions @ directions.T).movedim(-1, 1)

@@ -108,7 +108,7 @@ def _in_chain(links: Sequence[Link], cut: Cut, x: torch.Tensor) -> Noisy:
     intact = first.sum(cut.start(x, [first.layer]).h[first.layer])
 
     def noisy(draws, scales):
-        change = first.mix(draws[first.layer], first.weight)
+        change = first.mix(draws[first.layer].to(first.weight.dtype), first.weight)
         for scale in scales:
             z = torch.add(intact, change, alpha=scale)
             for link in rest:

@@ -198,7 +198,7 @@ class Link:
     def clamp(self, values: Mapping[str, torch.Tensor]) -> None:
         """Set `value` and `constant`; where no unit may be ablated, the value is zero and the constant the bias."""
         h = self.activation(self.weight.new_zeros(1, *self.shape))
-        g = _composed(self.after, values[self.layer].expand_as(h) if self.layer else h)
+        g = _composed(self.after, values[self.layer].to(h.dtype).expand_as(h) if self.layer else h)
         g = g if self.layer else torch.zeros_like(g)
         self.value, self.constant = (g if g.any() else None), _composed(self.mixing, g)
 

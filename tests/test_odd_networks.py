@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from repro import ablation, evaluation, models, noise, selectivity, units, values, work
+from repro import ablation, beyond, evaluation, models, noise, selectivity, units, values, work
 from tests import networks, plain
 
 
@@ -312,6 +312,36 @@ def test_options_and_mixed_precision_are_traced(build):
     model, (x, y) = networks.randomized(build()), networks.images(30, (3, 2, 2), 4)
     compare(model, x, y)
     assert len(noise.sweep(model, x, y, [0.5], repeats=1)) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_half_precision_may_begin_in_the_middle():
+    """Its rounding alone, of one part in 256, is between a network and the same one in full."""
+
+    class Halved(nn.Module):
+        def __init__(self, dtype):
+            super().__init__()
+            self.one, self.dtype = nn.Linear(12, 6), dtype
+            self.rest = nn.Sequential(nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4)).to(dtype)
+
+        def forward(self, x):
+            return self.rest(self.one(x.flatten(1)).to(self.dtype))
+
+    whole, halved = networks.randomized(Halved(torch.float32)), Halved(torch.bfloat16)
+    halved.load_state_dict(whole.state_dict())
+    x, y = networks.images(200, (3, 2, 2), 4)
+    for measure in (
+        partial(ablation.single_unit, value="mean"),
+        partial(ablation.cumulative, value="mean", orders=2, steps=3),
+        partial(noise.sweep, scales=[0.0, 0.5], repeats=1),
+        partial(beyond.projections, orders=2, steps=3),
+        beyond.weights,
+    ):
+        pairs = (
+            measure(model, x, y).drop(columns=["accuracy", "delta_accuracy"], errors="ignore")
+            for model in (whole, halved)
+        )
+        pd.testing.assert_frame_equal(*pairs, rtol=0.02, atol=0.01)
 
 
 def test_autocast_around_a_measurement_changes_nothing():
