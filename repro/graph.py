@@ -215,9 +215,12 @@ class Graph:
                 graph.erase_node(node)
         *self.nodes, _ = graph.nodes
         self.fed = {self.input}  # what depends on the images
+        self.depth = {}  # convolutions and linear layers on the longest way to a node
         for node in self.nodes:
             if not self.fed.isdisjoint(node.all_input_nodes):
                 self.fed.add(node)
+            below = max((self.depth[argument] for argument in node.all_input_nodes), default=0)
+            self.depth[node] = below + isinstance(self._operation(node)[0], MIXING)
 
     def _make_pure(self, node) -> bool:
         """Let an in-place operation return a new tensor; False if it was none."""
@@ -351,7 +354,7 @@ class Graph:
         return steps
 
     def source(self, layer: str) -> nn.Module:
-        """The convolution or linear layer that makes the channels of `layer`; of a sum, the first argument counts."""
+        """The convolution or linear layer that makes the channels of `layer`; of a sum the branch counts, not the shortcut."""
         node = self.by_name[layer]
         channels = self.shapes[node][0]
         for module in self._mixing_below(node):
@@ -360,10 +363,12 @@ class Graph:
         raise _sourceless(layer)
 
     def _mixing_below(self, node) -> Iterator[nn.Module]:
-        """Convolutions and linear layers below a node, the nearest first; of several arguments the first counts."""
+        """Convolutions and linear layers below a node, the nearest first; of several arguments the first counts, of those
+        of a sum the deepest."""
         while node.all_input_nodes:
-            node = node.all_input_nodes[0]
-            module = self.modules[node.target] if node.op == "call_module" else None
+            added = self._operation(node)[1] == "add"
+            node = max(node.all_input_nodes, key=self.depth.get) if added else node.all_input_nodes[0]
+            module, _ = self._operation(node)
             if isinstance(module, MIXING):
                 yield module
 

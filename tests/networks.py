@@ -24,6 +24,12 @@ class Residual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class ShortcutFirst(Residual):
+    def forward(self, x):
+        x = self.below(self.stem(x))
+        return self.head(self.above(x + self.norm(self.left(x))).mean((2, 3)))
+
+
 class Functional(Residual):
     """The same with functions in place of modules, which no hook can see."""
 

@@ -170,6 +170,8 @@ def test_the_source_of_a_layer_is_on_its_branch_not_on_the_shortcut():
     assert cut.program.source("layer1.0.relu_2") is model.layer1[0].conv3
     assert cut.program.source("layer1.0.relu") is model.layer1[0].conv1
     assert cut.program.source("layer4.2.relu_2") is model.layer4[2].conv3
+    for turned in (networks.Residual(), networks.ShortcutFirst()):
+        assert units.Cut(turned, x).program.source("above") is turned.left
     with pytest.warns(UserWarning, match="hooks"):
         hooked = units.Cut(networks.Untraceable(), torch.randn(2, 3, 2, 2))
     assert isinstance(hooked.program.source("relu"), nn.Linear)
