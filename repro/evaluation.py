@@ -28,6 +28,9 @@ def evaluating(model: nn.Module):
             model.eval()
         except NotImplementedError as error:  # as of what torch.export makes of a model
             raise ValueError(f"model: expected the network itself, which has an eval mode ({error})") from error
+        for module in model.modules():
+            if module._compiled_call_impl is not None:  # by module.compile(), which hides the layers in it
+                module._compiled_call_impl = None
         yield
 
 

@@ -315,6 +315,16 @@ def test_options_and_mixed_precision_are_traced(build):
 
 
 @pytest.mark.filterwarnings("error")
+def test_blocks_compiled_in_place_are_measured_as_they_are():
+    model, (x, y) = networks.randomized(nn.Sequential(models.mlp(12, [6, 5], 4))), networks.images(30, (3, 2, 2), 4)
+    expected = ablation.single_unit(model, x, y)
+    model[0].compile()
+    compiled = model[0]._compiled_call_impl
+    pd.testing.assert_frame_equal(ablation.single_unit(model, x, y), expected)
+    assert model[0]._compiled_call_impl is compiled
+
+
+@pytest.mark.filterwarnings("error")
 def test_half_precision_may_begin_in_the_middle():
     """Its rounding alone, of one part in 256, is between a network and the same one in full."""
 
