@@ -16,7 +16,7 @@ import operator
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -36,6 +36,7 @@ FUNCTIONS = {kind.__name__.lower() for kind in NONLINEARITIES} | {"leaky_relu", 
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 CHANNELWISE = tuple({*NONLINEARITIES, *POOLING} - {nn.PReLU})
 CHANNELWISE_FUNCTIONS = FUNCTIONS - {"prelu"} | {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
+REDUCTIONS = ("mean", "sum", "amax", "amin")
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # what these do in eval mode
 MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 INPLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv")
@@ -81,12 +82,16 @@ class Step:
     run: Callable[[torch.Tensor], torch.Tensor]
 
 
-def _kind(module: nn.Module | None, function: str, args: tuple, kwargs: dict, shape: torch.Size) -> str:
-    """What an operation does: act on each "channel" by itself, mix channels (a "linear" layer or a "convolution"), "scale" what
-    was mixed (a batch norm), "flatten", "nothing"; "" if something else."""
+def _kind(
+    module: nn.Module | None, function: str, args: tuple, kwargs: dict, below: torch.Size, shape: torch.Size
+) -> str:
+    """What an operation does to activations of the shape `below`: act on each "channel" by itself, mix channels (a "linear"
+    layer or a "convolution"), "scale" what was mixed (a batch norm), "flatten", "nothing"; "" if something else."""
     if module is not None and not _plain(module):
         return ""  # it may do more than its kind
     if isinstance(module, CHANNELWISE) or function in CHANNELWISE_FUNCTIONS:
+        return "channel"
+    if function in REDUCTIONS and _over_positions(kwargs.get("dim", next(iter(args), None)), len(below) + 1):
         return "channel"
     if isinstance(module, nn.Linear) and len(shape) == 1:
         return "linear"
@@ -100,6 +105,11 @@ def _kind(module: nn.Module | None, function: str, args: tuple, kwargs: dict, sh
     training = kwargs.get("training", next(iter(args[1:2]), True))
     off = function in ("dropout", "dropout2d") and training is False
     return "nothing" if off or isinstance(module, NOTHING) else ""
+
+
+def _over_positions(dims: int | Sequence[int] | None, ndim: int) -> bool:
+    """Whether a reduction over these dims leaves images and channels as they are."""
+    return all(isinstance(dim, int) and dim % ndim > 1 for dim in (dims if isinstance(dims, Sequence) else [dims]))
 
 
 def _plain(module: nn.Module) -> bool:
@@ -375,7 +385,8 @@ class Graph:
     def _step(self, node, source) -> Step:
         (module, function), shape = self._operation(node), self.shapes.get(node, torch.Size())
         run = lambda value: self._call(node, {source: value})  # noqa: E731
-        kind = _kind(module, function, node.args[1:], node.kwargs, shape)
+        below = self.shapes.get(source, torch.Size())
+        kind = _kind(module, function, node.args[1:], node.kwargs, below, shape)
         if node is self.result and (isinstance(module, nn.LogSoftmax) or function == "log_softmax"):
             kind = "nothing"  # to the cross-entropy and to the largest logit
         return Step(self.names.get(node), shape, kind, module, run)

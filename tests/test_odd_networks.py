@@ -119,6 +119,27 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(h, (start, start))[0][-1])
 
 
+class Averaged(nn.Module):
+    """Feature maps of which positions are averaged away, one way or another, ahead of the head."""
+
+    def __init__(self, how="both"):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 5, 1), nn.Linear(5, 4)
+        self.relu, self.relu2, self.how = nn.ReLU(), nn.ReLU(), AVERAGED[how]
+
+    def forward(self, x):
+        return self.head(self.how(self.relu2(self.two(self.relu(self.one(x))))).flatten(1))
+
+
+AVERAGED = {
+    "both": lambda h: h.mean((2, 3)),
+    "kept": lambda h: torch.mean(h, dim=[-1, -2], keepdim=True),
+    "in turn": lambda h: h.amax(-1).sum(2),
+    "of channels": lambda h: h.mean((1, 2), keepdim=True).repeat(1, 1, 5, 1)[..., 0],
+    "of all but images": lambda h: h.sum([1, -1])[:, :1].repeat(1, 5),
+}
+
+
 FLAT = {
     "start": lambda h: torch.flatten(h, start_dim=1),
     "size": lambda h: h.view(h.size(0), -1),
@@ -160,11 +181,11 @@ def compare(model, x, y, layers=None):
     "build",
     [
         *(Scaled, flattened, ending_in_a_convolution, normed_after_flatten, hooked, lambda: Sum(True), Squeezed),
-        *(parametrized, Recurrent, Functions, lambda: Functions("size")),
+        *(parametrized, Recurrent, Functions, lambda: Functions("size"), *(partial(Averaged, how) for how in AVERAGED)),
     ],
     ids=[
         *("scaled", "flat", "convolution", "norm", "hook", "sum", "squeezed"),
-        *("parametrized", "recurrent", "functions", "view"),
+        *("parametrized", "recurrent", "functions", "view", *AVERAGED),
     ],
 )
 @pytest.mark.parametrize("n", [6, 7, 129, 130])  # as many images as channels; a last block of one, of two images
@@ -178,6 +199,13 @@ def test_equals_the_plain_way(build, n):
 def test_functions_of_eval_mode_are_links_of_a_chain(layer, flat):
     cut = units.Cut(Functions(flat).eval(), torch.randn(3, 3, 2, 2))
     assert cut.chain(layer, {layer: torch.zeros(1, *cut.shapes[layer])})
+
+
+@pytest.mark.parametrize("how", AVERAGED)
+def test_positions_that_are_averaged_away_leave_a_chain(how):
+    cut = units.Cut(Averaged(how).eval(), torch.randn(3, 3, 2, 2))
+    links = cut.chain("relu", {"relu": torch.zeros(1, 5, 2, 2)})
+    assert [link.layer for link in links] == (["relu", None] if "of" not in how else [])
 
 
 def test_what_runs_in_parallel_keeps_its_layers():
