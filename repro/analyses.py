@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from repro import ablation, beyond, data, noise, selectivity, units
 from repro.data import Dataset
-from repro.evaluation import check_integer, check_labels, evaluating, score_columns, scores
+from repro.evaluation import check_images, check_integer, check_labels, evaluating, score_columns, scores
 
 IMAGES = ("model", "x", "y", "x_test", "y_test", "x_fit")  # what an analysis is handed, beside its options
 LONG = 10  # seconds from which on a measurement is announced
@@ -156,7 +156,12 @@ def _images_of(which: str | Dataset, images: int | None):
         raise ValueError(f"data: expected a repro.data.Dataset or a name such as 'folder:PATH', got {kind}")
     check_count("images", images)
     parts = (dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)
+    if not isinstance(dataset.classes, Sized):
+        raise ValueError(f"data: expected the names of its classes, got {dataset.classes!r}")
     for x, y in parts:
+        check_images(x, "data")
+        if not isinstance(y, torch.Tensor):
+            raise ValueError(f"data: expected labels as a tensor, got {type(y).__name__}")
         if len(x) != len(y):
             raise ValueError(f"data: expected a label for each image, got {len(y)} for {len(x)}")
     return dataset, *(some_of(part, images) for part in parts)

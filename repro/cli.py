@@ -12,7 +12,9 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,10 @@ from repro.notebooks import NAMES, Refused, chosen, defaults, environment, read,
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 something failed, 2 the request was wrong."""
     options = _parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # `timeout` and batch systems end a job as Ctrl-C does
     for name in ("REPRO_STORE", "REPRO_FIGURES", "REPRO_DATA"):  # the same folders for processes that work elsewhere
         if os.environ.get(name):
             os.environ[name] = os.path.abspath(os.environ[name])
@@ -214,8 +220,6 @@ def _make_tables(names: list[str], parameters: dict[str, dict], jobs: int) -> di
                 calls = _calls(name, parameters[name], compute="missing")
                 print(f"{name}: {len(_there(calls))} files in the store")
                 results[name] = {"error": ""}
-            except Refused:
-                raise
             except Exception as error:  # as where each notebook has a process, the others still run
                 results[name] = {"error": f"{type(error).__name__}: {error}"}
     return results
@@ -305,7 +309,7 @@ def write_tables(options) -> int:
             tables.setdefault(path, {})[tuple(files)] = table
     for path, parts in tables.items():
         table = pd.concat(parts.values())
-        table.to_csv(path, index=False)
+        store.write_whole(path, table.to_csv(index=False).encode())
         print(f"{path}: {len(table)} rows")
     return 0
 
@@ -316,14 +320,15 @@ def write_tables(options) -> int:
 def measure_own(options) -> int:
     """repro measure: tables and a page of summary about a network that a function returns."""
     from repro import summary
+    from repro.evaluation import check_model
     from repro.experiment import measure_model
 
     device = _device(options)
     _check_folder(options.out)
-    model = _made(options.model).to(device)
+    model = _made(options.model)
     try:
         tables = measure_model(
-            model,
+            check_model(model).to(device),
             _found(options.data),
             [name.replace("-", "_") for name in options.analysis],
             layers=options.layers,
@@ -335,8 +340,8 @@ def measure_own(options) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         path = options.out / f"{name.replace('_', '-')}.parquet"
-        table.to_parquet(path, index=False)
-        table.to_csv(path.with_suffix(".csv"), index=False)
+        store.write_whole(path, table.to_parquet(index=False))
+        store.write_whole(path.with_suffix(".csv"), table.to_csv(index=False).encode())
         print(f"{path} and .csv: {len(table)} rows")
     print(summary.write(tables, options.out))
     return 0

@@ -163,7 +163,7 @@ def _torchvision(name: str, root: Path):
             except Exception as error:
                 raise ValueError(
                     f"name: {name!r} can neither be read from {root} nor downloaded ({' '.join(str(error).split())}). "
-                    f"Put {files} there, or set REPRO_DATA to the folder that holds it."
+                    f"Put {files} there, whole in place of damaged ones, or set REPRO_DATA to the folder that holds it."
                 ) from error
         x = torch.as_tensor(part.data)
         parts += [x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2), part.targets]

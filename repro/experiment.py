@@ -12,6 +12,7 @@ import inspect
 import itertools
 import os
 import platform
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -265,7 +266,8 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
             _train_together(groups)
         if cluster or (jobs > 1 and len(groups) > 1):
             with _workers(jobs) as surroundings:
-                tasks = (joblib.delayed(_compute_network)(group, surroundings) for group in groups.values())
+                parent = None if cluster else os.getpid()
+                tasks = (joblib.delayed(_compute_network)(group, surroundings, parent) for group in groups.values())
                 for done in joblib.Parallel(return_as="generator_unordered")(tasks):
                     bar.update(done)
                     _tell("done", done)
@@ -286,18 +288,21 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
 
 
 @contextlib.contextmanager
-def _workers(jobs: int) -> Iterator[dict[str, str]]:
+def _workers(jobs: int) -> Iterator[dict[str, str | None]]:
     """Let joblib run on processes of this machine, or on the Dask cluster whose scheduler REPRO_SCHEDULER names.
 
-    Yields environment variables for the workers, which share this process's folders but not always its environment.
+    Yields environment variables for the workers, None for those that they shall not have: they share this process's folders,
+    but not always its environment.
     A task whose worker is lost runs again elsewhere, and finds what was already stored.
     """
-    shared = {"REPRO_STORE": str(store.root().resolve())}
-    if folder := os.environ.get("REPRO_DATA"):
-        shared["REPRO_DATA"] = os.path.abspath(folder)
-    if "REPRO_DEVICE" in os.environ:
-        shared["REPRO_DEVICE"] = os.environ["REPRO_DEVICE"]
-    address = os.environ.get("REPRO_SCHEDULER")
+    folder, address = os.environ.get("REPRO_DATA"), os.environ.get("REPRO_SCHEDULER")
+    shared = {
+        "REPRO_STORE": str(store.root().resolve()),
+        "REPRO_DATA": os.path.abspath(folder) if folder else None,
+        "REPRO_DEVICE": os.environ.get("REPRO_DEVICE"),
+    }
+    if address:  # what is not set here may be set there
+        shared = {name: value for name, value in shared.items() if value is not None}
     if not address:
         threads = max(1, torch.get_num_threads() // jobs)  # all cores are at work, none of them twice
         with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
@@ -309,12 +314,27 @@ def _workers(jobs: int) -> Iterator[dict[str, str]]:
         yield shared
 
 
-def _compute_network(group: list[_Wanted], surroundings: Mapping[str, str]) -> int:
+def _compute_network(group: list[_Wanted], surroundings: Mapping[str, str | None], parent: int | None) -> int:
     """Make the tables of one network beside other processes, leaving the terminal to the one that started them."""
-    os.environ.update(surroundings)
+    if parent is not None:
+        _end_with(parent)
+    for name, value in surroundings.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     with store.lock(group[0].recipe.key):
         _compute_group(group, quiet=True)
     return len(group)
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """Let this process end when the one that started it has, by Ctrl-C or killed: nobody waits for what it makes."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _compute_group(group: list[_Wanted], quiet: bool = False) -> None:
@@ -386,15 +406,15 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
 
 def _train_together(wanted: dict[Recipe, list[_Wanted]]) -> None:
     """Train those of the missing networks that can as groups, and store them; what is left trains alone, later."""
-    for members in together(_untrained(list(itertools.chain.from_iterable(wanted.values())))):
+    groups = together(_untrained(list(itertools.chain.from_iterable(wanted.values()))))
+    for members in (group[first : first + AT_ONCE] for group in groups for first in range(0, len(group), AT_ONCE)):
         with contextlib.ExitStack() as locks:
             free = [recipe for recipe in members if locks.enter_context(store.lock(recipe.key, wait=False))]
             free = _untrained([w for recipe in free for w in wanted[recipe]])  # what nobody made in the meantime
-            for first in range(0, len(free) if len(free) > 1 else 0, AT_ONCE):
-                recipes = free[first : first + AT_ONCE]
+            if len(free) > 1:
                 # If one diverges, all train alone: then it is seen which, and the others lose nothing by it.
                 with contextlib.suppress(FloatingPointError):
-                    _train_group(recipes, {w.epoch for recipe in recipes for w in wanted[recipe]} | {None})
+                    _train_group(free, {w.epoch for recipe in free for w in wanted[recipe]} | {None})
 
 
 def _train_group(recipes: list[Recipe], epochs: set[int | None]) -> None:

@@ -178,7 +178,8 @@ def replay(name: str, parameters: dict, compute: str = "nothing") -> list[Call]:
     space: dict = {"__name__": name}
     whole = experiment.measure
 
-    def recorded(analysis, *arguments, **options):
+    def recorded(analysis, recipes, *arguments, **options):
+        arguments = list(recipes), *arguments  # which may be a generator
         panel = getattr(space.get("figure"), "_panel", None) or ""
         files = experiment.files(analysis, *arguments, **options)
         try:

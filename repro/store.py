@@ -194,7 +194,7 @@ def write_whole(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(temporary, path)
-        except OSError:
+        except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
@@ -207,7 +207,7 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"cannot write {path}: {error.strerror}; free space or set REPRO_STORE (figures: REPRO_FIGURES)",
+            f"cannot write {path}: {error.strerror}; free space or set REPRO_STORE (figures: REPRO_FIGURES; tables: --out)",
         ) from error
 
 

@@ -42,8 +42,9 @@ def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path:
     lines = [f"# Single directions of {first.model} on {first.dataset}", ""]
     lines += [f"![]({picture.name})", ""] if picture else []
     lines += ["| | |", "| --- | --- |", *(f"| {what} | {value} |" for what, value in numbers(tables).items())]
-    if "single_unit" in tables:
-        lines += ["", f"The {LISTED} units whose ablation raises the loss most:", "", *_listed(_units(tables))]
+    raising = _units(tables).query("delta_loss > 0").nlargest(LISTED, "delta_loss") if "single_unit" in tables else ()
+    if len(raising):
+        lines += ["", f"The {len(raising)} units whose ablation raises the loss most:", "", *_listed(raising)]
     path = folder / "summary.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
@@ -121,6 +122,6 @@ def _both(tables) -> pd.DataFrame | None:
 def _listed(units: pd.DataFrame) -> list[str]:
     shown = ["layer", "unit", "delta_loss", "delta_accuracy", "selectivity", "preferred_class"]
     columns = [column for column in shown if column in units]
-    rows = units.nlargest(LISTED, "delta_loss")[columns].itertuples(index=False)
+    rows = units[columns].itertuples(index=False)
     cells = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row] for row in rows]
     return ["| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *cells]]

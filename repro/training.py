@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from repro import data, models
+from repro.evaluation import whole_products
 
 FORMAT = 1  # raise when the same recipe begins to mean another network
 SILENT = 1e-3  # mean activation beside which a unit's counts as none in the selectivity of a loss
@@ -251,7 +252,12 @@ class Run:
         self.model.train()
         devices = [] if cpu else [self.device]
         recording = activations(self.model) if recipe.alpha else contextlib.nullcontext()
-        with one_thread() if cpu else fastest(), torch.random.fork_rng(devices), recording as hidden:
+        with (
+            one_thread() if cpu else fastest(),
+            torch.enable_grad(),
+            torch.random.fork_rng(devices),
+            recording as hidden,
+        ):
             torch.manual_seed(recipe.stream("dropout") + self.epoch)
             for step in range(self.steps):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -277,7 +283,7 @@ class Run:
 
     def network(self) -> nn.Module:
         """The network as it is now: a copy on the CPU, in eval mode, its weights rounded to half precision."""
-        return _finished(copy.deepcopy(self.model))
+        return _finished(copy.deepcopy(self.model), self.recipe)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything a later process needs to go on."""
@@ -364,10 +370,10 @@ class Group:
     def networks(self) -> list[nn.Module]:
         """The members as they are now, as `Run.network` gives them."""
         found = []
-        for i, model in enumerate(self.models):
+        for i, (model, recipe) in enumerate(zip(self.models, self.recipes, strict=True)):
             model = copy.deepcopy(model)
             model.load_state_dict({name: weight[i] for name, weight in self.weights.items()})
-            found.append(_finished(model))
+            found.append(_finished(model, recipe))
         return found
 
 
@@ -435,8 +441,8 @@ def _schedule(recipe: Recipe, step: int, steps: int) -> float:
     return SCHEDULES[recipe.schedule]((step + 0.5) / (recipe.epochs * steps))
 
 
-def _finished(model: nn.Module) -> nn.Module:
-    """`model` itself on the CPU, in eval mode, its weights rounded to half precision.
+def _finished(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """`model` itself, trained as the recipe says, on the CPU, in eval mode, its weights rounded to half precision.
 
     Checkpoints are stored in half precision, so that is what every measurement sees, stored or not.
     """
@@ -445,17 +451,18 @@ def _finished(model: nn.Module) -> nn.Module:
         for parameter in model.parameters():
             parameter.copy_(parameter.half())
             if not torch.isfinite(parameter).all():
-                raise FloatingPointError("training diverged: a weight is beyond half precision")
+                raise FloatingPointError(f"training diverged: a weight is beyond half precision: {recipe}")
     return model.requires_grad_(False)
 
 
 @contextlib.contextmanager
 def one_thread():
-    """One CPU thread: sums then run in one order, whatever the machine."""
+    """One CPU thread, and whole products: sums then run in one order, whatever the machine and torch's settings."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with whole_products():
+            yield
     finally:
         torch.set_num_threads(threads)
 
@@ -501,7 +508,9 @@ def train(recipe: Recipe) -> nn.Module:
 
 def estimate(recipe: Recipe, steps: int = 3) -> float:
     """Roughly how long training takes here, in seconds: a few steps on a slice of the data set, scaled."""
-    n_train = recipe.n_train or len(data.load(recipe.dataset).y_train)
+    n_train = len(data.load(recipe.dataset).subset(recipe.n_train).y_train)
+    if recipe.epochs == 0:
+        return 0.0
     slice_ = min(n_train, recipe.batch_size * steps)
     run = Run(replace(recipe, n_train=slice_, epochs=2))
     run.advance()  # warm-up

@@ -72,6 +72,7 @@ def figures(tmp_path, monkeypatch):
         (["figures", "fig1", "--preset", "paper", "--dry-run"], "how long they take cannot be told"),
         (["measure", "tests.networks", "--data", "digits", "--out", "x"], "expected MODULE:FUNCTION"),
         (["measure", "tests.networks:fails", "--data", "digits", "--out", "x"], "AttributeError"),
+        (["measure", "tests.networks:weightless", "--data", "digits", "--out", "x"], "model: expected weights"),
     ],
 )
 def test_refuses_in_one_line(arguments, words, figures, monkeypatch, capsys):
@@ -219,15 +220,29 @@ def test_a_preset_draws_into_its_own_folder(tmp_path, monkeypatch):
     assert notebooks.chosen(["fig1"], "mine")["fig1"] == {"networks": 2, "preset": "mine"}
 
 
-def test_tables_only_goes_on_after_a_notebook_that_fails(monkeypatch, capsys):
+@pytest.mark.parametrize("kind", [AssertionError, ValueError])
+def test_tables_only_goes_on_after_a_notebook_that_fails(kind, monkeypatch, capsys):
     def replayed(name, *_):
-        assert name != "fig1", "no such luck"
+        if name == "fig1":
+            raise kind("no such luck")
         return []
 
     monkeypatch.setattr(cli, "replay", replayed)
     assert cli.main(["figures", "fig1", "fig2", "--tables-only"]) == 1
     told = capsys.readouterr()
-    assert "fig2: 0 files" in told.out and "fig1 failed: AssertionError: no such luck" in told.err
+    assert "fig2: 0 files" in told.out and "fig1 failed: " in told.err and ": no such luck" in told.err
+
+
+def test_a_notebook_may_pass_recipes_from_a_generator(figures, monkeypatch):
+    source = """
+from repro import experiment
+from repro.training import Recipe
+recipes = (Recipe("digits", width=4, n_train=64, epochs=1, seed=seed) for seed in range(2))
+assert experiment.measure("history", recipes).network.nunique() == 2
+"""
+    monkeypatch.setattr(notebooks, "read", lambda _: [notebooks.Cell("code", source, False)])
+    (call,) = notebooks.replay("fig1", {}, compute="missing")
+    assert len(call.files) == 4 and len(call.table) == 2
 
 
 def _parameters():

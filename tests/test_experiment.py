@@ -1,5 +1,6 @@
 """`measure`: one table from many networks, computing only what the store lacks."""
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -570,6 +571,37 @@ def test_a_group_leaves_out_what_another_process_has_made():
         patch.setattr(experiment, "_train_group", lambda group, _: trained.append(group))
         experiment._train_together(wanted)
     assert trained == [recipes[1:]]
+
+
+def test_a_group_locks_no_more_networks_than_it_trains(monkeypatch):
+    """The operating system allows a process so many open files."""
+    recipes = [dataclasses.replace(RECIPE, seed=seed) for seed in range(5)]
+    held, groups, lock = [], [], store.lock
+
+    @contextlib.contextmanager
+    def counted(key, wait):
+        with lock(key, wait) as mine:
+            held.append(key)
+            yield mine
+            held.remove(key)
+
+    monkeypatch.setattr(experiment, "AT_ONCE", 2)
+    monkeypatch.setattr(store, "lock", counted)
+    monkeypatch.setattr(experiment, "_train_group", lambda group, _: groups.append((group, len(held))))
+    experiment._train_together({recipe: experiment._list("history", [recipe]) for recipe in recipes})
+    assert groups == [(recipes[:2], 2), (recipes[2:4], 2)]  # the last one trains alone
+
+
+def test_workers_forget_what_an_earlier_call_told_them(monkeypatch):
+    monkeypatch.setenv("REPRO_DEVICE", "cuda")
+    monkeypatch.delenv("REPRO_DATA", raising=False)
+    with experiment._workers(2) as surroundings:
+        assert surroundings["REPRO_DATA"] is None and surroundings["REPRO_DEVICE"] == "cuda"
+    monkeypatch.setenv("REPRO_DATA", "of an earlier call")
+    seen = []
+    monkeypatch.setattr(experiment, "_compute_group", lambda *_, **__: seen.append(os.environ.get("REPRO_DATA")))
+    experiment._compute_network(experiment._list("history", [RECIPE]), surroundings, None)
+    assert seen == [None]
 
 
 def _once_blind(function):

@@ -164,6 +164,22 @@ def test_every_analysis_by_default_and_each_by_name():
     assert measure_model(model, images, "selectivity", layers=["relu2"])["selectivity"].layer.unique() == ["relu2"]
 
 
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"classes": None}, "the names of its classes"),
+        ({"x_test": None}, "a floating-point tensor"),
+        ({"x_train": [[0.5]]}, "a floating-point tensor"),
+        ({"x_test": torch.empty(0, 1, 8, 8), "y_test": torch.empty(0)}, "at least one image"),
+        ({"y_test": [0] * 360}, "labels as a tensor"),
+    ],
+)
+def test_a_data_set_of_the_wrong_content_is_refused(change, fault):
+    wrong = dataclasses.replace(data.load("digits"), **change)
+    with pytest.raises(ValueError, match=f"^data: expected {fault}"):
+        measure_model(repro.models.mlp(64, [6, 5], 10), wrong)
+
+
 def test_fewer_images_are_some_of_them():
     model = repro.models.mlp(64, [6, 5], 10)
     whole, some = (measure_model(model, "digits", "cumulative", images=n)["cumulative"] for n in (None, 50))
@@ -263,6 +279,9 @@ def test_the_page_shows_what_was_measured(kept, tmp_path):
     assert ("AUC" in page) == ("cumulative" in kept)
     assert ("raises the loss most" in page) == ("single_unit" in kept)
     assert ("dead units" in page) == ("selectivity" in kept)
+    if "single_unit" in kept:
+        raising = min(int((tables["single_unit"].delta_loss > 0).sum()), 10)
+        assert f"The {raising} units" in page and page.count("| relu") == raising
     assert (tmp_path / "summary.png").exists() == (kept != ["single_unit"])
 
 

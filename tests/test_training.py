@@ -250,6 +250,8 @@ def test_bfloat16_trains_to_another_network_measured_in_float32():
 def test_divergence_is_an_error_that_names_the_recipe():
     with pytest.raises(FloatingPointError, match=r"diverged in epoch \d.*lr=1e\+30"):
         train(dataclasses.replace(MLP, lr=1e30))
+    with pytest.raises(FloatingPointError, match="beyond half precision.*lr=100000.0"):
+        train(Recipe("digits", n_train=200, width=8, epochs=4, optimizer="adam", lr=1e5))
 
 
 @pytest.mark.parametrize(
@@ -295,6 +297,25 @@ def test_looking_at_a_network_does_not_change_its_training():
         looked.advance()
         looked.network()[1].weight.fill_(7)
     assert same(looked.state(), through.state())
+
+
+def test_training_takes_no_heed_of_torchs_switches():
+    recipe = Recipe("digits", n_train=128, width=64, epochs=2)
+    expected = train(recipe)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")  # products of bfloat16 where the CPU has such
+    try:
+        with torch.no_grad():
+            found = train(recipe)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert same(found.state_dict(), expected.state_dict())
+
+
+def test_what_is_not_trained_takes_no_time():
+    assert training.estimate(Recipe("digits", n_train=128, width=4, epochs=0, lr=1e30)) == 0
+    with pytest.raises(ValueError, match="n_train"):
+        training.estimate(Recipe("digits", n_train=10_000))
 
 
 def test_a_time_estimate_is_a_number_of_seconds():
