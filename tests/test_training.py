@@ -300,7 +300,7 @@ def test_looking_at_a_network_does_not_change_its_training():
 
 
 def test_training_takes_no_heed_of_torchs_switches():
-    recipe = Recipe("digits", n_train=128, width=64, epochs=2)
+    recipe = Recipe("digits", width=256, epochs=2)
     expected = train(recipe)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")  # products of bfloat16 where the CPU has such
