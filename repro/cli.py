@@ -28,10 +28,9 @@ from repro.notebooks import NAMES, Refused, chosen, defaults, environment, read,
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 something failed, 2 the request was wrong."""
     options = _parser().parse_args(arguments)
+    # What `timeout` and batch systems send is taken for Ctrl-C; only a main thread may say so.
     if threading.current_thread() is threading.main_thread():
-        signal.signal(
-            signal.SIGTERM, signal.default_int_handler
-        )  # `timeout` and batch systems end a job as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     for name in ("REPRO_STORE", "REPRO_FIGURES", "REPRO_DATA"):  # the same folders for processes that work elsewhere
         if os.environ.get(name):
             os.environ[name] = os.path.abspath(os.environ[name])

@@ -316,7 +316,7 @@ def _workers(jobs: int) -> Iterator[dict[str, str | None]]:
 
 def _compute_network(group: list[_Wanted], surroundings: Mapping[str, str | None], parent: int | None) -> int:
     """Make the tables of one network beside other processes, leaving the terminal to the one that started them."""
-    if parent is not None:
+    if parent not in (None, os.getpid()):  # joblib may find it better to start no process
         _end_with(parent)
     for name, value in surroundings.items():
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -600,8 +600,11 @@ def test_workers_forget_what_an_earlier_call_told_them(monkeypatch):
     monkeypatch.setenv("REPRO_DATA", "of an earlier call")
     seen = []
     monkeypatch.setattr(experiment, "_compute_group", lambda *_, **__: seen.append(os.environ.get("REPRO_DATA")))
-    experiment._compute_network(experiment._list("history", [RECIPE]), surroundings, None)
-    assert seen == [None]
+    wanted = experiment._list("history", [RECIPE])
+    for parent in (None, os.getpid()):  # no process, or this one itself: it shall not end
+        experiment._compute_network(wanted, surroundings, parent)
+    time.sleep(1.5)
+    assert seen == [None, None]
 
 
 def _once_blind(function):
