@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,7 +179,7 @@ def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | No
             f"outputs: {dataset.name} has {classes} classes ({some}), the model {logits} outputs; pass a model with {classes}, "
             "or outputs=[…], the model's output for each class"
         )
-    listed = list(outputs) if isinstance(outputs, Iterable) else []
+    listed = list(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, Mapping | Set) else []
     integers = all(isinstance(i, int | np.integer) and 0 <= i < logits for i in listed)
     right = integers and len(listed) == classes == len(set(listed))
     if not right:
@@ -201,7 +201,7 @@ def _most_seconds(cut: units.Cut, analysis: str, x: torch.Tensor, options: Mappi
         return (time.perf_counter() - start) / len(few) * len(x)
 
     run_from(None)  # warm-up
-    if analysis == "single_unit":
+    if analysis in ("single_unit", "class_drops"):
         return sum(n * run_from([layer]) for layer, n in cut.layers.items())
     known = inspect.signature(ANALYSES[analysis].function).parameters
     counts = [options.get(name, known[name].default) for name in POINTS if name in known]

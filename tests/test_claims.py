@@ -691,6 +691,22 @@ def test_bad_resamples_and_seeds_are_refused_by_name(argument, wrong):
         check("C1", TABLES["C1"], **{argument: wrong})
 
 
+def test_curves_that_end_earlier_than_others_are_refused():
+    """Their areas would be those of another range."""
+    table = TABLES["C1"]
+    short = table[(table["corruption"] == 0) | (table["fraction_ablated"] <= 0.5)]
+    with pytest.raises(
+        ValueError, match="table: expected curves to one end, got some to fraction_ablated 0.5, some to 1"
+    ):
+        check("C1", short)
+
+
+def test_a_snapshot_has_one_test_loss():
+    table = TABLES["C4b"]
+    with pytest.raises(ValueError, match="table: expected one test_loss a network and epoch"):
+        check("C4b", table.assign(test_loss=table["test_loss"] + 10 * table["order"]))
+
+
 def test_c4a_needs_the_same_orders_at_every_epoch():
     table = TABLES["C4a"]
     with pytest.raises(ValueError, match="table: expected the same orders at every epoch"):

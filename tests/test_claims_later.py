@@ -239,6 +239,18 @@ def test_a_network_whose_selectivity_never_rises_made_no_rise_early():
     assert share.estimate == pytest.approx(0.25, abs=0.01)
 
 
+def test_a_network_that_is_dead_at_first_has_no_share_of_a_rise():
+    table = TABLES["X4"].copy()
+    table.loc[table["epoch"] == table["epoch"].min(), "selectivity"] = np.nan
+    verdict = check("X4", table, resamples=20)
+    assert np.isnan(verdict.effects[0].estimate) and verdict.verdict == NO
+
+
+def test_without_a_living_unit_a_relation_is_undefined():
+    verdict = check("X5e", TABLES["X5e"].assign(selectivity=np.nan), resamples=20)
+    assert np.isnan(verdict.effects[0].estimate) and verdict.verdict == NO
+
+
 def test_one_network_an_arm_has_no_interval_where_nothing_varies_within_it():
     first = TABLES["X3"].groupby("alpha").network.first()
     for claim, table in (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import repro
-from repro import ablation, analyses, cli, data, selectivity, summary
+from repro import ablation, analyses, cli, data, selectivity, summary, units
 from repro.experiment import measure_model
 from tests.networks import Functional, Residual, randomized
 
@@ -230,6 +231,8 @@ def test_options_may_be_single_numbers():
         ("^images: ", {"images": 0}),
         ("^outputs: expected 10 different", {"outputs": [0] * 10}),
         ("^outputs: expected 10 different", {"model": repro.models.mlp(64, [5], 12), "outputs": 5}),
+        ("^outputs: expected 10 different", {"outputs": {i: 9 - i for i in range(10)}}),  # which way round?
+        ("^outputs: expected 10 different", {"outputs": set(range(10))}),
         ("^analyses: expected names", {"analyses": None}),
         ("^analyses: expected names", {"analyses": [["noise"]]}),
         ("^analyses: expected names", {"analyses": {"noise": None}}),
@@ -250,6 +253,14 @@ def test_a_long_measurement_is_announced(monkeypatch, capsys):
     measure_model(model, "digits", ["selectivity", "single_unit"])
     told = capsys.readouterr().err
     assert "this takes at most" in told and "single_unit" in told
+
+
+def test_a_measurement_of_every_unit_takes_as_often_as_long(monkeypatch):
+    x = data.load("digits").x_test
+    cut = units.Cut(repro.models.mlp(64, [5], 10), x)
+    monkeypatch.setattr(analyses.time, "perf_counter", itertools.count().__next__)  # a second each time
+    seconds = {name: analyses._most_seconds(cut, name, x, {}) for name in ("history", "single_unit", "class_drops")}
+    assert seconds["class_drops"] == seconds["single_unit"] == 5 * seconds["history"]
 
 
 def test_what_is_refused_is_refused_before_the_rest_is_measured(monkeypatch):

@@ -186,9 +186,9 @@ def _along_training(selectivity, importance, early, last):
     def statistic(counts):
         with np.errstate(invalid="ignore", divide="ignore"):
             means = (counts @ values) / (counts @ alive)  # (b, epochs)
-            rise = np.nanmax(means, axis=1) - means[:, 0]
-            # A network whose selectivity never rises made no rise early.
-            share = np.where(rise > 0, (means[:, epochs.index(early)] - means[:, 0]) / np.where(rise > 0, rise, 1), 0.0)
+            rise = np.fmax.reduce(means, axis=1) - means[:, 0]
+            # A network whose selectivity never rises made no rise early; one that is dead at first has none.
+            share = np.where(rise > 0, (means[:, epochs.index(early)] - means[:, 0]) / rise, 0 * rise)
         first, end = rho(counts, early), rho(counts, last)
         return np.stack([share, first - end, first, end], axis=-1)
 
@@ -291,7 +291,7 @@ def _x5e(table, boot):
         x, raw, folded = (units[c].to_numpy(dtype=float) for c in ("selectivity", "l1_norm", "folded_l1_norm"))
         return lambda counts: np.stack([counted_spearman(x, y, counts) for y in (raw, folded)], axis=-1)
 
-    raw, folded = over_units(alive, boot, statistic).T
+    raw, folded = np.broadcast_to(over_units(alive, boot, statistic), (boot.size, 2)).T  # one NaN if no unit is alive
     layers = list(alive["layer"].unique())
     within = {
         name: mean_over(correlations(alive, boot, "selectivity", column, layers)[:, 1:])

@@ -389,6 +389,8 @@ def _areas(table, by):
 def _snapshots(table, boot):
     """Of every network: epochs (E,), both `AREAS` with orders resampled (draws, 2, E), test loss (E,)."""
     by = ["network", "epoch", "order"]
+    if table.groupby(by[:2])["test_loss"].nunique().gt(1).any():
+        raise ValueError("table: expected one test_loss a network and epoch")
     areas = _areas(one_curve(table, *by), by).unstack("epoch")
     for network in table["network"].unique():
         loss = table[table["network"] == network].groupby("epoch")["test_loss"].first()

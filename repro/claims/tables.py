@@ -47,11 +47,16 @@ def one_row(table, *by):
 
 
 def one_curve(table, *by, x="fraction_ablated"):
-    """The table, once it is sure that it holds one curve per `by`, each from the intact network on."""
+    """The table, once it is sure that it holds one curve per `by`, all of them from the intact network to one end."""
     if table["accuracy"].isna().any():
         raise ValueError("table: expected an accuracy in every row, got NaN")
-    if (table.groupby(list(by))[x].min() != 0).any():
+    ends = table.groupby(list(by))[x].agg(["min", "max"])
+    if (ends["min"] != 0).any():
         raise ValueError(f"table: expected every curve to begin with the intact network, at {x} 0")
+    if not np.allclose(ends["max"], ends["max"].iloc[0]):
+        raise ValueError(
+            f"table: expected curves to one end, got some to {x} {ends['max'].min():g}, some to {ends['max'].max():g}"
+        )
     return one_row(table, *by, x)
 
 
