@@ -272,7 +272,8 @@ def test_estimates_are_those_of_the_data():
 
 def test_best_and_worst_five_go_by_generalization_error():
     # The accuracy on the test set misleads here: the networks that do worst on it generalize best.
-    train, test = np.r_[np.full(6, 0.5), np.full(6, 1.0)], np.r_[np.full(6, 0.5), np.full(6, 0.8)]
+    train, apart = np.r_[np.full(6, 0.5), np.full(6, 1.0)], 0.001 * np.arange(12)
+    test = np.r_[np.full(6, 0.5), np.full(6, 0.8)] - apart
     table = curves(
         [{"knee": 0.7 - 0.3 * (i > 5), "train_accuracy": train[i], "test_accuracy": test[i]} for i in range(12)]
     )
@@ -699,6 +700,17 @@ def test_curves_that_end_earlier_than_others_are_refused():
         ValueError, match="table: expected curves to one end, got some to fraction_ablated 0.5, some to 1"
     ):
         check("C1", short)
+
+
+def test_networks_tied_with_the_fifth_count_too():
+    """So that the order of rows decides nothing."""
+    knees = np.linspace(0.3, 0.8, 12)
+    table = trained(knees, [0.9] * 4 + [0.8] * 4 + [0.5] * 4)
+    effects = [check("C3a", rows, resamples=20).effects[0] for rows in (table, table.iloc[::-1])]
+    assert "best 8" in effects[0].name and "worst 8" in effects[0].name
+    assert effects[0].estimate == pytest.approx(effects[1].estimate)
+    equal = check("C3a", trained(knees, [0.5] * 12), resamples=20)
+    assert equal.effects[0].estimate == pytest.approx(0, abs=1e-9) and equal.verdict == NO
 
 
 def test_a_snapshot_has_one_test_loss():

@@ -408,19 +408,19 @@ def _best_less_worst(table, boot, which=""):
     if table["network"].nunique() < 2:
         return None
     best, worst = best_and_worst(table)
-    arms = np.repeat(["best", "worst"], len(best))
+    arms = np.repeat(["best", "worst"], [len(best), len(worst)])
     mean = arm_means(boot.networks(areas_of(table, [*best, *worst], boot), arms), arms)
     name = f"AUC(best {len(best)}) − AUC(worst {len(worst)}){which}"
     return Effect.of(name, mean["best"] - mean["worst"], judged=not which)
 
 
 def best_and_worst(table):
-    """The five networks of smallest and the five of largest generalization error; of less than ten, half each."""
+    """The five networks of smallest and the five of largest generalization error, and those that are tied with the fifth; of
+    less than ten, half each."""
     networks = networks_of(table, "train_accuracy", "test_accuracy")
-    error = networks["train_accuracy"] - networks["test_accuracy"]
-    ascending = error.sort_values(kind="stable").index  # ties keep the table's order
+    error = (networks["train_accuracy"] - networks["test_accuracy"]).round(9).sort_values(kind="stable")
     k = min(5, len(error) // 2)
-    return ascending[:k], ascending[len(error) - k :]
+    return error.index[error <= error.iloc[k - 1]], error.index[error >= error.iloc[len(error) - k]]
 
 
 def selection(area, accuracy, rng, draws=20_000):
