@@ -319,7 +319,10 @@ def _compute_network(group: list[_Wanted], surroundings: Mapping[str, str | None
     if parent not in (None, os.getpid()):  # joblib may find it better to start no process
         _end_with(parent)
     for name, value in surroundings.items():
-        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     with store.lock(group[0].recipe.key):
         _compute_group(group, quiet=True)
     return len(group)
