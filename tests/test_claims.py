@@ -461,7 +461,7 @@ def test_mixed_up_tables_are_refused():
     with pytest.raises(ValueError, match="one row per network, order, fraction_ablated"):
         check("C1", pd.concat([table.assign(epoch=1), table.assign(epoch=2)]))
     with pytest.raises(ValueError, match="one value a network in train_accuracy"):
-        check("C3b", TABLES["C3b"].assign(train_accuracy=np.arange(len(TABLES["C3b"]))))
+        check("C3b", TABLES["C3b"].assign(train_accuracy=np.linspace(0, 1, len(TABLES["C3b"]))))
     with pytest.raises(ValueError, match="NaN"):
         check("C1", table.assign(accuracy=np.nan))
     with pytest.raises(ValueError, match="per data set"):
@@ -690,6 +690,12 @@ def test_curves_that_do_not_begin_intact_are_refused(claim, x):
 def test_bad_resamples_and_seeds_are_refused_by_name(argument, wrong):
     with pytest.raises(ValueError, match=f"{argument}: expected an integer"):
         check("C1", TABLES["C1"], **{argument: wrong})
+
+
+@pytest.mark.parametrize(("claim", "column"), [("C1", "accuracy"), ("C1", "corruption"), ("C3b", "test_accuracy")])
+def test_per_cent_are_refused(claim, column):
+    with pytest.raises(ValueError, match=f"table: expected {column} from 0 to 1, found"):
+        check(claim, TABLES[claim].assign(**{column: 100 * TABLES[claim][column]}))
 
 
 def test_curves_that_end_earlier_than_others_are_refused():

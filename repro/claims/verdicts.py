@@ -158,6 +158,7 @@ class Claim:
 CLAIMS: dict[str, Claim] = {}
 # Columns that need not be numbers.
 LABELS = {"layer", "unit", "class", "order", "repeat", "value", "model", "dataset", "by", "direction", "directions"}
+SHARES = {"accuracy", "train_accuracy", "test_accuracy", "fraction_ablated", "corruption", "dropout"}  # from 0 to 1
 
 
 def claim(claim_id, panel, *columns, paper="", per_dataset=False):
@@ -232,7 +233,7 @@ def two(first, second):
 
 
 def _check_numbers(claim, table):
-    """Refuse what no measurement gives: other columns than numbers, NaN (but for the index of dead units), infinity."""
+    """Refuse what no measurement gives: other columns than numbers, NaN (but for the index of dead units), infinity, per cent."""
     if not table.columns.is_unique or table["network"].isna().any():
         raise ValueError("table: expected every column once, and the name of a network in every row")
     for column in claim.columns:
@@ -243,3 +244,5 @@ def _check_numbers(claim, table):
         numbers = table[column].to_numpy(float)
         if np.isinf(numbers).any() or (column != "selectivity" and np.isnan(numbers).any()):
             raise ValueError(f"table: expected finite numbers as {column}, found NaN or infinity")
+        if column in SHARES and (wrong := numbers[(numbers < 0) | (numbers > 1)]).size:
+            raise ValueError(f"table: expected {column} from 0 to 1, found {wrong[0]:g}")
