@@ -8,6 +8,7 @@ kind (`_names`).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import itertools
@@ -193,6 +194,24 @@ def _tracer():
     return Tracer(autowrap_modules=(math, torchvision.ops))
 
 
+@contextlib.contextmanager
+def _lengths_recorded(model: nn.Module) -> Iterator[None]:
+    """Let len(x) in the code of a model be x.size(0) while it is traced: Python demands of a length that it is a number."""
+
+    def length(value):
+        return value.size(0) if isinstance(value, torch.fx.Proxy) else len(value)
+
+    spaces = [getattr(module.forward, "__globals__", {}) for module in model.modules() if not _torchs(module)]
+    spaces = [space for space in {id(space): space for space in spaces}.values() if "len" not in space]
+    for space in spaces:
+        space["len"] = length
+    try:
+        yield
+    finally:
+        for space in spaces:
+            space.pop("len", None)
+
+
 class Graph:
     """A model as a torch.fx graph without in-place operations, run node by node."""
 
@@ -200,7 +219,7 @@ class Graph:
         tracer = _tracer()
         _, *others = inspect.signature(model.forward).parameters.values()
         defaults = {other.name: other.default for other in others if other.default is not other.empty}
-        with kept(model):
+        with kept(model), _lengths_recorded(model):
             self.model, graph = model, tracer.trace(model, defaults)  # which leaves constants on the model
             constants = [node for node in graph.nodes if node.op == "get_attr"]
             self.constants = {node: operator.attrgetter(node.target)(model) for node in constants}

@@ -144,6 +144,7 @@ FLAT = {
     "start": lambda h: torch.flatten(h, start_dim=1),
     "size": lambda h: h.view(h.size(0), -1),
     "shape": lambda h: torch.reshape(h, (h.shape[0], -1)),
+    "len": lambda h: h.reshape(len(h), -1),
     "known": lambda h: h.view(-1, 24),
 }
 
@@ -181,11 +182,12 @@ def compare(model, x, y, layers=None):
     "build",
     [
         *(Scaled, flattened, ending_in_a_convolution, normed_after_flatten, hooked, lambda: Sum(True), Squeezed),
-        *(parametrized, Recurrent, Functions, lambda: Functions("size"), *(partial(Averaged, how) for how in AVERAGED)),
+        *(parametrized, Recurrent, Functions, lambda: Functions("size"), lambda: Functions("len")),
+        *(partial(Averaged, how) for how in AVERAGED),
     ],
     ids=[
         *("scaled", "flat", "convolution", "norm", "hook", "sum", "squeezed"),
-        *("parametrized", "recurrent", "functions", "view", *AVERAGED),
+        *("parametrized", "recurrent", "functions", "view", "len", *AVERAGED),
     ],
 )
 @pytest.mark.parametrize("n", [6, 7, 129, 130])  # as many images as channels; a last block of one, of two images
