@@ -37,7 +37,9 @@ HERE = Path(__file__).resolve().parents[1]
 FORMAT = "1"
 SEAL = b"repro-sha256:"
 BLANK = b"0" * 64
-LARGEST = 2**26  # cells of a table, and bytes that its columns unpack to: no measurement comes near, a bomb goes beyond
+# Cells of a table, and bytes that its columns unpack to: a bomb goes beyond, and the drop of each of 1,000 classes by the
+# ablation of each unit of a full ResNet-50 stays below.
+LARGEST = 2**28
 
 
 class Damaged(Exception):
