@@ -62,7 +62,7 @@ ANALYSES = {
 
 OWN = {"single_unit": {}, "cumulative": {}, "noise": {"scales": [0, *np.logspace(-1.5, 1, 11)]}, "selectivity": {}}
 CHOOSY = ("selectivity", "weights")  # refuse some networks, and take little time: what goes first
-POINTS = ("orders", "steps", "repeats", "scales")  # options that say how often the network is run
+POINTS = ("orders", "steps", "repeats", "scales", "by")  # options that say how often the network is run
 ON_TEST_IMAGES = (
     "single_unit",
     "selectivity",
@@ -89,7 +89,8 @@ def measure_model(
     data : str or Dataset
         As `repro.data.load` takes it, such as "folder:PATH", or a data set in memory.
     analyses : names, or dict of name to options
-        Of `measure`; "single_unit" and "selectivity" take test images, "cumulative", "noise" and "weights" training images.
+        Of `measure`; "single_unit", "selectivity" and "class_drops" take test images, "history" and "ranked" both, the others
+        training images.
     layers : sequence of str, optional
         Unit layers; all by default.
     outputs : sequence of int, optional
@@ -200,12 +201,16 @@ def _most_seconds(cut: units.Cut, analysis: str, x: torch.Tensor, options: Mappi
         tail(lambda _, h: h.clone()).cpu()  # which waits for a GPU
         return (time.perf_counter() - start) / len(few) * len(x)
 
+    def each_unit() -> float:
+        return sum(n * run_from([layer]) for layer, n in cut.layers.items())
+
     run_from(None)  # warm-up
     if analysis in ("single_unit", "class_drops"):
-        return sum(n * run_from([layer]) for layer, n in cut.layers.items())
+        return each_unit()
     known = inspect.signature(ANALYSES[analysis].function).parameters
     counts = [options.get(name, known[name].default) for name in POINTS if name in known]
-    return run_from(None) * math.prod(map(_how_many, counts))
+    points = run_from(None) * math.prod(map(_how_many, counts))
+    return 2 * points + each_unit() if analysis == "ranked" else points  # both ways, once it is known what matters
 
 
 def _how_many(value) -> int:

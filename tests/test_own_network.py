@@ -259,8 +259,10 @@ def test_a_measurement_of_every_unit_takes_as_often_as_long(monkeypatch):
     x = data.load("digits").x_test
     cut = units.Cut(repro.models.mlp(64, [5], 10), x)
     monkeypatch.setattr(analyses.time, "perf_counter", itertools.count().__next__)  # a second each time
-    seconds = {name: analyses._most_seconds(cut, name, x, {}) for name in ("history", "single_unit", "class_drops")}
+    names = ("history", "single_unit", "class_drops", "ranked")
+    seconds = {name: analyses._most_seconds(cut, name, x, {}) for name in names}
     assert seconds["class_drops"] == seconds["single_unit"] == 5 * seconds["history"]
+    assert seconds["ranked"] == (2 * 4 * 20 + 5) * seconds["history"]  # up and down, by four properties
 
 
 def test_what_is_refused_is_refused_before_the_rest_is_measured(monkeypatch):
