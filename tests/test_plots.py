@@ -718,6 +718,18 @@ def test_every_layer_has_a_ridge_and_few_labels(layers):
     assert len(ax.get_yticks()) <= 12
 
 
+def test_ridges_have_equal_areas():
+    """Also that of a layer whose units are all alike, which is tall."""
+    ax, rng = axes(), np.random.default_rng(0)
+    widths = {"one": 0.005, "two": 0.1, "three": 0.1}
+    samples = {layer: rng.normal(0.5, width, 500) for layer, width in widths.items()}
+    table = pd.DataFrame([{"layer": layer, "selectivity": x} for layer, xs in samples.items() for x in xs])
+    plots.by_depth(ax, table)
+    ridges = [ridge.get_paths()[0].vertices for ridge in ax.collections]
+    areas = [abs(np.trapezoid(x_y[:, 1], x_y[:, 0])) for x_y in ridges]
+    assert areas == pytest.approx(areas[:1] * 3, rel=0.02)
+
+
 @pytest.mark.parametrize("layers", [MLP, CONV, RESNET])
 def test_every_layer_has_a_regression_line(layers):
     ax = axes()
