@@ -496,6 +496,29 @@ def test_an_error_names_the_column_that_is_not_there(function, column):
         function(axes(), pd.DataFrame({"network": ["a"], "seed": [0]}))
 
 
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ("table: expected a DataFrame, got list", lambda table: plots.curves(axes(), [table])),
+        ("table: expected rows, found none", lambda table: plots.curves(axes(), table[:0])),
+        (r"table: expected the names of its columns, got \['lr'\]", lambda table: plots.curves(axes(), table, ["lr"])),
+        ("table: expected numbers as accuracy", lambda table: plots.curves(axes(), table.assign(accuracy="high"))),
+        ("table: expected numbers as model", lambda table: plots.means(axes(), table, "model", "accuracy")),
+        ("scale: expected linear, log or epochs", lambda table: plots.means(axes(), table, "lr", "accuracy", scale="")),
+        ("panels: expected letters, rows of them apart by ';'", lambda _: plots.Figure("fig1", panels=["a", "b"])),
+    ],
+)
+def test_bad_arguments_are_named(words, call):
+    with pytest.raises(ValueError, match=words):
+        call(corrupted(networks=1, orders=1).assign(model="mlp", lr=0.1))
+
+
+def test_one_vertical_line_needs_no_list():
+    ax = axes()
+    plots.curves(ax, corrupted(networks=1, orders=1), hue="corruption", vlines=0.2)
+    assert list(ax.lines[-1].get_xdata()) == [0.2, 0.2]
+
+
 def test_intact_accuracy_stands_left_of_the_noise():
     ax = axes()
     plots.noise(ax, noisy(networks=1, repeats=2), hue="corruption")

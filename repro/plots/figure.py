@@ -54,6 +54,8 @@ class Figure:
         self.folder = Path(folder) if folder else store.figures(preset)
         self.verdicts, self.missing = [], {}
         self._titles, self._extra, self._panel = {}, {}, None
+        if not isinstance(panels, str) or not all(panels.split(";")):
+            raise ValueError(f"panels: expected letters, rows of them apart by ';', got {panels!r}")
         rows = panels.split(";")
         columns = max(map(len, rows))
         size = (width or WIDTH.get(columns, 2.5 * columns), height or HEIGHT * len(rows))

@@ -19,7 +19,7 @@ def spread(table, x, y, over, by=()):
         With columns `network`, `x`, `y` and those of `over` and `by`.
     over : str
         The repeats within a network: "order" or "repeat".
-    by : sequence of str
+    by : str or sequence of str
         Columns whose levels are kept apart.
 
     Returns
@@ -29,16 +29,19 @@ def spread(table, x, y, over, by=()):
     Raises
     ------
     ValueError
-        If a column is missing, if rows differ in something that is not named, or if the networks of one level
-        were not measured at the same `x`.
+        If a column is missing or `x` or `y` no numbers, if there are no rows, if rows differ in something that is not named,
+        or if the networks of one level were not measured at the same `x`.
     """
+    by = [by] if isinstance(by, str) else list(by)
     words.require(table, "network", x, y, over, *by)
+    table = table.assign(**{x: words.floats(table, x).round(9), y: words.floats(table, y)})
+    if table.empty:
+        raise ValueError("table: expected rows, found none")
     keys = [*by, "network", over, x]
     if table.duplicated(keys).any():
         raise ValueError(f"table: expected one row for each {', '.join(keys)}; what else differs must be hue or style")
-    table = table.assign(**{x: table[x].astype(float).round(9)})
     networks = table.groupby([*by, "network", x], sort=False)[y].agg(["mean", "std"]).fillna({"std": 0.0})
-    levels = networks.reset_index().assign(all="table").groupby(list(by) or "all")
+    levels = networks.reset_index().assign(all="table").groupby(by or "all")
     if (levels.size() != levels["network"].nunique() * levels[x].nunique()).any():  # some network lacks some x
         raise ValueError(f"{x}: expected the same values for all networks{' of one ' if by else ''}{' and '.join(by)}")
     return networks.groupby([*by, x]).mean().reset_index()
@@ -56,13 +59,13 @@ def curves(ax, table, hue=None, style=None, y="accuracy", vlines=(), each=False)
         Columns told apart by colour and by dashes.
     y : str
         "accuracy", "accuracy_top5" or "loss".
-    vlines : sequence of float
+    vlines : float or sequence of float
         Where to draw dashed vertical lines; a level of `hue` gives its line its colour (Fig. 5a).
     each : bool
         Draw a thin line for every network in place of the band (Fig. 3a).
     """
     palette = _lines(ax, table, "fraction_ablated", y, "order", hue, style, each)
-    for x in vlines:
+    for x in np.atleast_1d(vlines):
         color = next((color for level, color in palette.items() if level == x), look.GREY)
         ax.axvline(x, color=color, linewidth=0.9, linestyle=(0, (4, 2.5)), zorder=1.5)
     ax.set_xlim(0, 1)
@@ -72,7 +75,7 @@ def curves(ax, table, hue=None, style=None, y="accuracy", vlines=(), each=False)
     total = f" of {units[0]:,.0f}" if len(units) == 1 and table["fraction_ablated"].max() == 1 else ""
     ax.set_xlabel(f"units ablated (fraction{total})")
     _accuracy_axis(ax, table, y)
-    lines = " · vertical: level of the same colour" if len(vlines) else ""
+    lines = " · vertical: level of the same colour" if np.size(vlines) else ""
     look.corner_note(ax, f"{words.note(table)} · {'thin: each network' if each else 'band: SD over orders'}{lines}")
 
 
@@ -91,8 +94,7 @@ def noise(ax, table, hue=None, style=None, y="accuracy"):
     y : str
         "accuracy", "accuracy_top5" or "loss".
     """
-    words.require(table, "scale")
-    noisy = table[table["scale"] > 0]
+    noisy = table[words.floats(table, "scale") > 0]
     if noisy.empty:
         raise ValueError("table: expected rows with scale > 0, found none")
     palette = _lines(ax, noisy, "scale", y, "repeat", hue, style, each=False)
@@ -150,7 +152,7 @@ def training(ax, table, log=True, normalize=False):
     Axes of the AUC, on the right.
     """
     data = per_network(table, normalize)
-    words.require(data, "epoch", "train_loss", "test_loss")
+    data = data.assign(**{column: words.floats(data, column) for column in ("epoch", "train_loss", "test_loss")})
     right = ax.twinx()
     series = {
         "training loss": (ax, "train_loss", look.OKABE_ITO[4], "-"),
@@ -203,7 +205,9 @@ def log_epochs(ax, epochs):
 
 def _lines(ax, table, x, y, over, hue, style, each):
     """Draw a line with its band for each level of hue and style, and the keys; return the colours of hue."""
-    by = list(dict.fromkeys(column for column in (hue, style) if column))
+    by = [column for column in (hue, style) if column]
+    words.require(table, *by)
+    by = list(dict.fromkeys(by))
     factor = words.factor(y)
     points = spread(table, x, y, over, by)
     palette = look.colors(hue, look.levels(table, hue)) if hue else {None: look.OKABE_ITO[0]}

@@ -23,6 +23,8 @@ def means(ax, table, x, y, hue=None, scale="linear"):
     scale : {"linear", "log", "epochs"}
         Of the x axis; "log" has its ticks at the values themselves, "epochs" room for epoch 0.
     """
+    if scale not in ("linear", "log", "epochs"):
+        raise ValueError(f"scale: expected linear, log or epochs, got {scale!r}")
     data = table.assign(_x=words.values(table, x), _y=words.values(table, y))
     if hue == "layer":
         hue, data = "depth", data.assign(depth=words.depth(table))
@@ -61,6 +63,7 @@ def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
         The first row of each group, with a column `rho`; dead units (NaN) do not count, and where no others are
         left, `rho` is NaN.
     """
+    by = [by] if isinstance(by, str) else list(by)
     words.require(table, x, y, *by)
 
     def rho_of(units):
@@ -68,5 +71,5 @@ def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
         return spearman(alive[x], alive[y])
 
     units = table.assign(**{column: words.values(table, column) for column in (x, y)})
-    rho = units.groupby(list(by), sort=False)[[x, y]].apply(rho_of)
-    return table.drop_duplicates(list(by)).merge(rho.rename("rho").reset_index(), on=list(by), how="left")
+    rho = units.groupby(by, sort=False)[[x, y]].apply(rho_of)
+    return table.drop_duplicates(by).merge(rho.rename("rho").reset_index(), on=by, how="left")

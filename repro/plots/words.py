@@ -72,17 +72,29 @@ def factor(column):
 def values(table, column):
     """The column in the unit of its label, as floats; NaN for the mutual information of dead units, too, which is 0 by
     definition and says nothing."""
-    require(table, column)
-    found = table[column].astype(float) * factor(column)
+    found = floats(table, column) * factor(column)
     return found.mask(table["dead"].astype(bool)) if column == "mutual_information" and "dead" in table else found
 
 
 def require(table, *columns):
     """Raise a ValueError that names the first of `columns` that `table` lacks, and those that it has."""
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"table: expected a DataFrame, got {type(table).__name__}")
     for column in columns:
+        if not isinstance(column, str):
+            raise ValueError(f"table: expected the names of its columns, got {column!r}")
         if column not in table:
             found = ", ".join(map(str, table.columns))
             raise ValueError(f"table: expected a column {column!r}, found {found}")
+
+
+def floats(table, column):
+    """A column as floats; raise a ValueError if `table` lacks it, or if it holds something else."""
+    require(table, column)
+    try:
+        return table[column].astype(float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"table: expected numbers as {column} ({error})") from error
 
 
 def outcome_label(table, y):
