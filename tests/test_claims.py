@@ -731,6 +731,12 @@ def test_c4a_needs_the_same_orders_at_every_epoch():
         check("C4a", table.assign(order=table["order"] + 10 * table["epoch"]))
 
 
+def test_c4a_needs_several_epochs():
+    table = TABLES["C4a"]
+    with pytest.raises(ValueError, match="table: C4a needs every network at several epochs, got one at 8 alone"):
+        check("C4a", table[table["epoch"] == 8])
+
+
 def test_c3b_is_about_normalised_auc_and_the_gap_of_training_and_test_accuracy():
     """Networks that learned more fall earlier from higher up: raw AUC, and test error, go the other way."""
     train = np.linspace(0.3, 1, 20)

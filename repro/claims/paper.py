@@ -134,6 +134,8 @@ def _c4a(table, boot):
     """
     within = []
     for epochs, area, loss in _snapshots(table, boot):
+        if len(epochs) < 2:
+            raise ValueError(f"table: C4a needs every network at several epochs, got one at {epochs[0]} alone")
         epochs = np.maximum(epochs, 1)  # epoch 0 has no logarithm
         fall, unbiased = area[..., -1] - area.max(axis=-1), area[..., -1] - area[..., loss.argmin()]
         ratio = np.log2(epochs[area.argmax(axis=-1)] / epochs[loss.argmin()])
