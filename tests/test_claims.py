@@ -514,6 +514,27 @@ def test_interval_agrees_with_scipy_where_orders_are_single():
     assert (effect.low, effect.high) == pytest.approx(expected, abs=0.006)
 
 
+@pytest.mark.parametrize("arms", [[0] * 3, [0] * 4 + [1] * 4])
+def test_intervals_of_a_few_networks_hold_the_truth_as_often_as_they_say_with_student_alone(arms):
+    rng, arms = np.random.default_rng(0), np.array(arms)
+    held = {False: 0, True: 0}
+    for seed in range(400):
+        values = rng.normal(size=len(arms))  # networks of one kind: means and their differences are 0
+        for student in held:
+            draws = Bootstrap(400, seed, student).networks(np.tile(values[:, None], 401), arms)
+            mean = draws[:, arms == 0].mean(axis=1) - (draws[:, arms == 1].mean(axis=1) if arms.any() else 0)
+            effect = claims.Effect.of("mean", mean)
+            held[student] += effect.low <= 0 <= effect.high
+    assert held[False] < 0.88 * 400 < 0.92 * 400 < held[True] < 0.98 * 400
+
+
+def test_a_note_says_where_student_comes_to_another_verdict():
+    result = check("CA1", ca1([0.03, 0.06, 0.12]))
+    assert result.verdict == YES
+    assert "with intervals as wide as Student's t has them for so few networks: partly" in result.notes
+    assert not any("Student" in note for note in check("C1", TABLES["C1"]).notes)
+
+
 def test_correlations_agree_with_scipy():
     rng = np.random.default_rng(0)
     x, y, z = rng.integers(0, 6, (3, 5, 40)).astype(float)

@@ -9,7 +9,8 @@ independent: networks are drawn first (within their arm where a claim compares a
 its number of networks; of settings, the settings as well), then orders, repeats or units within each network
 drawn. Along an axis of draws the first is the data as they are: an estimate comes from the very code its interval
 comes from. Drawing orders on top of networks adds noise, so a ρ close to ±1 may lie just outside its interval, on
-the cautious side.
+the cautious side. Of three or four networks such intervals are too short: every claim is judged a second time by the
+wider ones of Student's t, and a note says where that leads to another verdict.
 """
 
 from repro.claims import later, paper

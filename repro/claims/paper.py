@@ -253,7 +253,7 @@ def _c6(table, boot):
     pooled, notes = {}, size_notes(arms, "units")
     for on, word in ((True, "with"), (False, "without")):
         alive, dead = alive_units(table[table["batch_norm"] == on], "selectivity", "mutual_information")
-        pooled[on] = _pooled(alive, boot, "selectivity", "mutual_information")
+        pooled[on] = _pooled(alive, boot, len(arms) - 2, "selectivity", "mutual_information")
         notes.append(f"{word} batch norm, {dead}")
     difference = pooled[True] - pooled[False]
     selectivity = Effect.of("median selectivity with − without batch norm", difference[:, 0])
@@ -445,7 +445,7 @@ def selection(area, accuracy, rng, draws=20_000):
     return results
 
 
-def _pooled(alive, boot, x, y):
+def _pooled(alive, boot, freedom, x, y):
     """Median of x and mean of y over the units of all networks: (draws, 2), NaN if no unit is alive."""
     units = [units[[x, y]].to_numpy(dtype=float) for _, units in alive.groupby("network", sort=False)]
     results = np.full((boot.size, 2), np.nan)
@@ -453,7 +453,7 @@ def _pooled(alive, boot, x, y):
         drawn = [units[k] if draw == 0 else boot.rng.choice(units[k], len(units[k])) for k in picks]
         pool = np.concatenate(drawn)
         results[draw] = np.median(pool[:, 0]), pool[:, 1].mean()
-    return results
+    return results[0] + boot.stretch(max(len(units), 1), freedom) * (results - results[0])
 
 
 def _poor_predictor(table, boot, x):

@@ -8,10 +8,14 @@ from scipy import stats
 
 
 class Bootstrap:
-    """Two-step resampling; along the axis of draws the data come first, as they are."""
+    """Two-step resampling; along the axis of draws the data come first, as they are.
 
-    def __init__(self, resamples, seed):
-        self.size = resamples + 1
+    Percentiles of means of a few networks lie too close together. With `student` the networks drawn are moved away from the
+    mean of their arm until those percentiles are the interval of Student's t.
+    """
+
+    def __init__(self, resamples, seed, student=False):
+        self.size, self.student = resamples + 1, student
         self.rng = np.random.default_rng(seed)
 
     def picks(self, arms):
@@ -28,11 +32,25 @@ class Bootstrap:
 
         within (networks, draws, …) -> (draws, networks, …), where column i holds networks of arms[i].
         """
-        within = np.asarray(within)
-        picks = self.picks([0] * len(within) if arms is None else arms)
+        within, arms = np.asarray(within, dtype=float), [0] * len(within) if arms is None else arms
+        picks = self.picks(arms)
         draws = self.rng.integers(1, self.size, picks.shape)
         draws[0] = 0
-        return within[picks, draws]
+        found, (codes, names) = within[picks, draws], pd.factorize(pd.Series(arms))
+        for code, size in enumerate(np.bincount(codes) if self.student else ()):
+            members = np.flatnonzero(codes == code)
+            away = within[picks[1:, members], 0] - mean_over(within[None, members, 0])
+            found[1:, members] += (self.stretch(size, len(codes) - len(names)) - 1) * away
+        return found
+
+    def stretch(self, size, freedom):
+        """Length of the interval of a mean of `size` networks by Student's t, in that of its percentiles.
+
+        The spread is known with `freedom` degrees of freedom: networks less arms. One network has no interval: 1.
+        """
+        if not self.student or size == 1:
+            return 1.0
+        return np.sqrt(size / (size - 1)) * stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
 
     def orders(self, values):
         """Mean over a network's orders or repeats: (orders, …) -> (draws, …)."""
