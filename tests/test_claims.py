@@ -535,6 +535,17 @@ def test_a_note_says_where_student_comes_to_another_verdict():
     assert not any("Student" in note for note in check("C1", TABLES["C1"]).notes)
 
 
+@pytest.mark.parametrize("claim", ["C6", "C5b"])
+def test_student_widens_intervals_and_leaves_estimates(claim):
+    table = TABLES[claim]
+    size = table.groupby("batch_norm")["network"].nunique()[True]
+    plain, wide = (CLAIMS[claim].judge(table, Bootstrap(1000, 0, student))[0] for student in (False, True))
+    stretch = Bootstrap(1, 0, student=True).stretch(size, 2 * size - 2)
+    for one, other in zip(plain, wide, strict=True):
+        assert one.estimate == other.estimate
+        assert 1.1 < (other.high - other.low) / (one.high - one.low) < 1.01 * stretch
+
+
 def test_correlations_agree_with_scipy():
     rng = np.random.default_rng(0)
     x, y, z = rng.integers(0, 6, (3, 5, 40)).astype(float)
