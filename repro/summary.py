@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from repro import plots
+from repro import plots, store
 from repro.ablation import auc
 from repro.plots.dots import spearman
 
@@ -36,7 +36,6 @@ def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path:
     if not tables:
         raise ValueError("tables: expected at least one table of measure_model, found none")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     picture = draw(tables, folder)
     first = next(iter(tables.values())).iloc[0]
     lines = [f"# Single directions of {first.model} on {first.dataset}", ""]
@@ -46,7 +45,7 @@ def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path:
     if len(raising):
         lines += ["", f"The {len(raising)} units whose ablation raises the loss most:", "", *_listed(raising)]
     path = folder / "summary.md"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    store.write_whole(path, ("\n".join(lines) + "\n").encode())
     return path
 
 
