@@ -32,15 +32,16 @@ class Bootstrap:
 
         within (networks, draws, …) -> (draws, networks, …), where column i holds networks of arms[i].
         """
-        within, arms = np.asarray(within, dtype=float), [0] * len(within) if arms is None else arms
-        picks = self.picks(arms)
+        within = np.asarray(within, dtype=float)
+        codes, names = pd.factorize(pd.Series([0] * len(within) if arms is None else arms))
+        picks = self.picks(codes)
         draws = self.rng.integers(1, self.size, picks.shape)
         draws[0] = 0
-        found, (codes, names) = within[picks, draws], pd.factorize(pd.Series(arms))
-        for code, size in enumerate(np.bincount(codes) if self.student else ()):
+        found = within[picks, draws]
+        for code in range(len(names)) if self.student else ():
             members = np.flatnonzero(codes == code)
             away = within[picks[1:, members], 0] - mean_over(within[None, members, 0])
-            found[1:, members] += (self.stretch(size, len(codes) - len(names)) - 1) * away
+            found[1:, members] += (self.stretch(len(members), len(codes) - len(names)) - 1) * away
         return found
 
     def stretch(self, size, freedom):

@@ -205,9 +205,8 @@ def log_epochs(ax, epochs):
 
 def _lines(ax, table, x, y, over, hue, style, each):
     """Draw a line with its band for each level of hue and style, and the keys; return the colours of hue."""
-    by = [column for column in (hue, style) if column]
-    words.require(table, *by)
-    by = list(dict.fromkeys(by))
+    words.require(table, *filter(None, (hue, style)))
+    by = list(dict.fromkeys(filter(None, (hue, style))))
     factor = words.factor(y)
     points = spread(table, x, y, over, by)
     palette = look.colors(hue, look.levels(table, hue)) if hue else {None: look.OKABE_ITO[0]}
