@@ -206,13 +206,20 @@ def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool
     """
     by = _check_curves(curves, by, normalize)
 
-    def area(curve: pd.DataFrame) -> float:
-        curve = curve.sort_values("fraction_ablated")
-        intact = curve["accuracy"].iloc[0] if normalize else 1.0
-        return np.trapezoid(curve["accuracy"], curve["fraction_ablated"]) / (intact or np.nan)
-
-    grouped = curves.groupby(by if len(by) > 1 else by[0], sort=False, dropna=False)
-    return grouped[["fraction_ablated", "accuracy"]].apply(area).rename("auc")
+    groups = curves.groupby(by if len(by) > 1 else by[0], sort=False, dropna=False, observed=True)
+    fraction, accuracy = (curves[name].to_numpy(float) for name in ("fraction_ablated", "accuracy"))
+    sizes = groups.size()
+    rows = np.lexsort((fraction, groups.ngroup()))  # curve by curve, each along its fractions
+    lengths, areas = sizes.to_numpy(), np.empty(len(sizes))
+    first = np.cumsum(lengths) - lengths
+    for length in np.unique(lengths):  # curves of one length are the rows of a matrix
+        alike = lengths == length
+        at = rows[first[alike, None] + np.arange(length)]
+        areas[alike] = np.trapezoid(accuracy[at], fraction[at])
+    if normalize:
+        intact = accuracy[rows[first]]
+        areas /= np.where(intact == 0, np.nan, intact)
+    return pd.Series(areas, sizes.index, name="auc")
 
 
 def _check_curves(curves: pd.DataFrame, by: str | Sequence[str], normalize: bool) -> list[str]:

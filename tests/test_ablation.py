@@ -1,5 +1,7 @@
 """Every fast path against the plain one: hook, clamp, run the whole network."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -185,6 +187,22 @@ def test_auc():
         ablation.auc(curves, by="epoch")
     with pytest.raises(ValueError, match="curves"):
         ablation.auc(curves[:0])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_areas_of_many_curves_are_those_of_each_by_itself(normalize):
+    rng, parts = np.random.default_rng(0), []
+    for (network, order), n in zip(product("ab", [0.0, 1.0, np.nan]), [1, 2, 9, 21, 9, 30], strict=True):
+        points = {"fraction_ablated": np.r_[0, rng.random(n - 1)], "accuracy": rng.random(n) * (n != 21)}
+        parts.append(pd.DataFrame(points | {"network": network, "order": order}))
+    by, curves = ["network", "order"], pd.concat(parts).sample(frac=1, random_state=0)
+    areas, expected = ablation.auc(curves, by, normalize), []
+    for _, curve in curves.groupby(by, sort=False, dropna=False):
+        curve = curve.sort_values("fraction_ablated")
+        intact = curve["accuracy"].iloc[0] if normalize else 1
+        expected.append(np.trapezoid(curve["accuracy"], curve["fraction_ablated"]) / (intact or np.nan))
+    assert areas.isna().sum() == normalize and len(areas) == 6
+    pd.testing.assert_series_equal(areas, pd.Series(expected, areas.index, name="auc"), check_exact=True)
 
 
 MODEL, X, Y = EVERY["mlp"]
