@@ -546,6 +546,18 @@ def test_student_widens_intervals_and_leaves_estimates(claim):
         assert 1.1 < (other.high - other.low) / (one.high - one.low) < 1.01 * stretch
 
 
+@pytest.mark.parametrize("claim", TABLES)
+def test_what_is_drawn_once_is_what_would_be_drawn_again(claim):
+    assert_drawn_once(claim, TABLES[claim])
+
+
+def assert_drawn_once(claim, table):
+    boot = Bootstrap(200, 0)
+    CLAIMS[claim].judge(table, boot)
+    again, anew = (CLAIMS[claim].judge(table, draws) for draws in (boot.widened(), Bootstrap(200, 0, student=True)))
+    assert repr(again) == repr(anew)
+
+
 def test_correlations_agree_with_scipy():
     rng = np.random.default_rng(0)
     x, y, z = rng.integers(0, 6, (3, 5, 40)).astype(float)

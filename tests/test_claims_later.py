@@ -6,7 +6,7 @@ import pytest
 
 from repro.beyond import class_damage
 from repro.claims import CLAIMS, check, scorecard
-from tests.test_claims import CORRUPTIONS, NO, PARTLY, YES, c3, curves, related, trained, units
+from tests.test_claims import CORRUPTIONS, NO, PARTLY, YES, assert_drawn_once, c3, curves, related, trained, units
 
 NETWORKS = 4
 
@@ -173,6 +173,11 @@ def test_rule(claim, verdict, table):
 def test_every_claim_has_a_table_of_each_kind():
     later = [claim for claim in CLAIMS if claim.startswith("X")]
     assert {(claim, verdict) for claim, verdict, _ in CASES} == {(c, v) for c in later for v in (YES, PARTLY, NO)}
+
+
+@pytest.mark.parametrize("claim", TABLES)
+def test_what_is_drawn_once_is_what_would_be_drawn_again(claim):
+    assert_drawn_once(claim, TABLES[claim])
 
 
 @pytest.mark.parametrize("claim", TABLES)

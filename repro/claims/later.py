@@ -1,5 +1,7 @@
 """The rules for what later work says, X1 to X5, written when the networks of the paper's figures had been measured."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
@@ -158,7 +160,7 @@ def _x4(table, boot):
             raise ValueError(f"table: X4 needs all networks at the same epochs, {network} lacks {absent[0]}")
         wide = units.pivot(index=["layer", "unit"], columns="epoch", values=["selectivity", "delta_loss"])
         statistic = _along_training(wide["selectivity"], wide["delta_loss"], early[-1], epochs[-1])
-        within.append(boot.units(len(wide), statistic))
+        within.append(boot.once(partial(boot.units, len(wide), statistic)))
     values = mean_over(boot.networks(within))
     share = Effect.of(f"share of the rise in mean selectivity made by epoch {early[-1]} of {epochs[-1]}", values[:, 0])
     change = Effect.of("ρ(selectivity, importance) within layers, early − at the end", values[:, 1])

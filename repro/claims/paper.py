@@ -448,11 +448,15 @@ def selection(area, accuracy, rng, draws=20_000):
 def _pooled(alive, boot, freedom, x, y):
     """Median of x and mean of y over the units of all networks: (draws, 2), NaN if no unit is alive."""
     units = [units[[x, y]].to_numpy(dtype=float) for _, units in alive.groupby("network", sort=False)]
-    results = np.full((boot.size, 2), np.nan)
-    for draw, picks in enumerate(boot.picks([0] * len(units)) if units else ()):
-        drawn = [units[k] if draw == 0 else boot.rng.choice(units[k], len(units[k])) for k in picks]
-        pool = np.concatenate(drawn)
-        results[draw] = np.median(pool[:, 0]), pool[:, 1].mean()
+
+    def draw():
+        results = np.full((boot.size, 2), np.nan)
+        for i, picks in enumerate(boot.picks([0] * len(units)) if units else ()):
+            pool = np.concatenate([units[k] if i == 0 else boot.rng.choice(units[k], len(units[k])) for k in picks])
+            results[i] = np.median(pool[:, 0]), pool[:, 1].mean()
+        return results
+
+    results = boot.once(draw)
     return results[0] + boot.stretch(max(len(units), 1), freedom) * (results - results[0])
 
 

@@ -15,8 +15,23 @@ class Bootstrap:
     """
 
     def __init__(self, resamples, seed, student=False):
-        self.size, self.student = resamples + 1, student
+        self.size, self.seed, self.student = resamples + 1, seed, student
         self.rng = np.random.default_rng(seed)
+        self._drawn, self._earlier = [], None
+
+    def widened(self):
+        """The same draws with `student`, for the same calls in the same order: what `once` drew is not drawn again."""
+        other = Bootstrap(self.size - 1, self.seed, student=True)
+        other._earlier = iter(self._drawn)
+        return other
+
+    def once(self, draw):
+        """What a function of nothing draws within networks, where `student` changes nothing and drawing takes long."""
+        if self._earlier is None:
+            self._drawn.append((draw(), self.rng.bit_generator.state))
+            return self._drawn[-1][0]
+        drawn, self.rng.bit_generator.state = next(self._earlier)
+        return drawn
 
     def picks(self, arms):
         """Positions drawn with replacement, each from its own arm: (draws, len(arms))."""

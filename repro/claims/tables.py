@@ -68,8 +68,12 @@ def curves_of(table, *by, x="fraction_ablated"):
 def areas_of(table, networks, boot, normalize=False):
     """AUC of each of these networks, orders resampled: (networks, draws)."""
     by = ["network", "order"]
-    areas = auc(one_curve(table, *by), by=by, normalize=normalize).groupby("network")
-    return np.stack([boot.orders(areas.get_group(network)) for network in networks])
+
+    def draw():
+        areas = auc(one_curve(table, *by), by=by, normalize=normalize).groupby("network")
+        return np.stack([boot.orders(areas.get_group(network)) for network in networks])
+
+    return boot.once(draw)
 
 
 def settings_of(table, boot):
@@ -112,7 +116,8 @@ def arm_means(values, arms):
 
 def over_units(alive, boot, statistic):
     """Mean over networks of what `statistic(units)`, a function of counts, gives: (draws, k)."""
-    within = [boot.units(len(units), statistic(units)) for _, units in alive.groupby("network", sort=False)]
+    each = [units for _, units in alive.groupby("network", sort=False)]
+    within = boot.once(lambda: [boot.units(len(units), statistic(units)) for units in each])
     values = mean_over(boot.networks(within)) if within else np.full(boot.size, np.nan)
     return values.reshape(boot.size, -1)
 

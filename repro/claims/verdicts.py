@@ -212,8 +212,9 @@ def check(claim_id: str, table: pd.DataFrame, resamples: int = 2000, seed: int =
     if claim.per_dataset and len(subjects) > 1:
         raise ValueError(f"table: {claim_id} is judged per data set, got {', '.join(subjects)} in one table")
 
-    effects, verdict, notes = claim.judge(table, Bootstrap(resamples, seed))
-    _, widened, _ = claim.judge(table, Bootstrap(resamples, seed, student=True))
+    boot = Bootstrap(resamples, seed)
+    effects, verdict, notes = claim.judge(table, boot)
+    _, widened, _ = claim.judge(table, boot.widened())
     undefined = [effect.name for effect in effects if effect.judged and np.isnan(effect.estimate)]
     if undefined:
         verdict = NOT_REPRODUCED
