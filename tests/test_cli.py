@@ -1,9 +1,10 @@
 """The command line: what it refuses before a kernel starts, what it says when a notebook fails, and what it writes."""
 
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
 import sys
 
 import nbformat
@@ -427,7 +428,13 @@ def _killed(output, left):
     output.with_suffix(".log").write_text("")
     if left:
         output.write_text(left)
-    return subprocess.Popen(["sh", "-c", "kill -9 $$"])
+    return _process(signal.raise_signal, signal.SIGKILL)
+
+
+def _process(target, argument):
+    process = multiprocessing.get_context("spawn").Process(target=target, args=(argument,))
+    process.start()
+    return process
 
 
 def test_executed_notebooks_are_kept_without_what_changes_from_run_to_run(one_notebook, tmp_path):
@@ -528,7 +535,7 @@ def test_a_kernel_that_dies_at_its_start_gets_a_second_one(deaths, starts, error
         output.with_suffix(".log").write_text(
             "RuntimeError: Kernel died before replying to kernel_info" if dies else ""
         )
-        return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({int(dies)})"])
+        return _process(sys.exit, int(dies))
 
     monkeypatch.setattr(execution, "_start", start)
     results = execution.run(["fig1"], {"fig1": {}}, "digits", 1)
