@@ -64,15 +64,20 @@ def single_unit(
     """
     cut, x, y = prepare(model, x, y, layers)
     with evaluating(model), progress(total=len(cut.units) * len(x), desc="single units") as bar:
-        clamp = clamp_values(cut, value, x, x_fit)
-        chains = {layer: cut.chain(layer, {layer: clamp[layer]}) for layer in cut.layers}
-        work = partial(_single_units, chains, clamp, cut, bar, x, y)
-        total = cut.total(work, len(x), [link for links in chains.values() for link in links])
+        total = each_unit(cut, clamp_values(cut, value, x, x_fit), bar, x, y)
     whole, change = total[:1], total[1:]
-    check_scores(whole, "model")
     columns, deltas = (score_columns(sums, len(x), "value") for sums in (whole + change, change))
     columns |= {f"delta_{name}": deltas[name] for name in ("loss", "accuracy")}
     return pd.concat([pd.DataFrame(cut.units, columns=["layer", "unit"]), pd.DataFrame(columns)], axis=1)
+
+
+def each_unit(cut: Cut, clamp: Mapping[str, torch.Tensor], bar, x, y) -> torch.Tensor:
+    """Sums of scores over images, and their changes by the ablation of each unit: (1 + units, 2 or 3)."""
+    chains = {layer: cut.chain(layer, {layer: clamp[layer]}) for layer in cut.layers}
+    work = partial(_single_units, chains, clamp, cut, bar, x, y)
+    total = cut.total(work, len(x), [link for links in chains.values() for link in links])
+    check_scores(total[:1], "model")
+    return total
 
 
 def _single_units(chains, clamp, cut: Cut, bar, x, y, block: slice) -> torch.Tensor:

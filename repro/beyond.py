@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from repro import ablation, selectivity
-from repro.evaluation import check_integer, check_scores, evaluating, image_scores, points, score_columns, scores
+from repro.evaluation import check_integer, check_scores, evaluating, points, score_columns, scores
 from repro.units import Cut, prepare
 from repro.values import clamp_values
 from repro.work import progress
@@ -95,25 +95,12 @@ def class_drops(
     """
     cut, x, y = prepare(model, x, y, layers)
     present, shares = np.unique(y.cpu().numpy(), return_counts=True)
-    members = (y[:, None] == torch.as_tensor(present, device=y.device)).double()  # (N, classes)
     total = sum(cut.layers.values())
     with evaluating(model), progress(total=total * len(x), desc="classes") as bar:
         clamp = clamp_values(cut, "zero", x)
-
-        def work(block: slice) -> torch.Tensor:
-            """Images of each class that are correct without each unit, less those that are anyway: (units, classes)."""
-            scored = image_scores(cut.run(x[block]), y[block])
-            check_scores(scored, "model")
-            intact, found = scored[1], []
-            for layer, n in cut.layers.items():
-                alone = {layer: torch.eye(n, dtype=torch.bool, device=cut.device)}
-                tail = cut.start(x[block], [layer])
-                for logits in ablation.run_ablated(cut, tail, block, alone, clamp, bar):
-                    change = image_scores(logits, y[block])[1] - intact  # (units, n)
-                    found.append(change.double() @ members[block])
-            return torch.cat(found).cpu()
-
-        change = cut.total(work, len(x)).numpy() / shares
+        members = [y == label for label in torch.as_tensor(present, device=y.device)]
+        sums = [ablation.each_unit(cut, clamp, bar, x[mine], y[mine]) for mine in members]
+    change = torch.stack([each[1:, 1] for each in sums], dim=1).numpy() / shares  # (units, classes)
     units = pd.DataFrame(cut.units, columns=["layer", "unit"])
     table = units.loc[units.index.repeat(len(present))].reset_index(drop=True)
     columns = {
