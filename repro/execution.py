@@ -64,8 +64,9 @@ def run(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -
 
 
 def _start(name: str, output: Path, parameters: dict, environment: dict) -> BaseProcess:
-    """Run a notebook in a process of its own; papermill, which takes two seconds to import, is imported for all at once."""
-    context = multiprocessing.get_context("forkserver")
+    """Run a notebook in a process of its own; papermill, which takes two seconds to import, is imported for all at once (but
+    on macOS, where a fork may crash in what was imported before it)."""
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     context.set_forkserver_preload(["papermill"])
     source = notebooks.FOLDER / f"{name}.ipynb"
     output.with_suffix(".log").write_text("")  # of an earlier run; a process may die before it writes its own
