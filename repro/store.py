@@ -53,9 +53,14 @@ def root() -> Path:
 
 def figures(preset: str) -> Path:
     """Where the pictures of a preset go: a folder of REPRO_FIGURES, by default of ``figures`` beside the library."""
-    if not isinstance(preset, str) or not re.fullmatch(r"\w[\w.-]*", preset):
-        raise ValueError(f"preset: expected a name of letters and digits, got {preset!r}")
-    return Path(os.environ.get("REPRO_FIGURES") or HERE / "figures") / preset
+    return Path(os.environ.get("REPRO_FIGURES") or HERE / "figures") / plain_name("preset", preset)
+
+
+def plain_name(argument: str, name: str) -> str:
+    """A name that files or a folder may bear; else a ValueError that names the argument."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"{argument}: expected a name of letters and digits, got {name!r}")
+    return name
 
 
 @dataclass(frozen=True)

@@ -506,6 +506,10 @@ def test_an_error_names_the_column_that_is_not_there(function, column):
         ("table: expected numbers as model", lambda table: plots.means(axes(), table, "model", "accuracy")),
         ("scale: expected linear, log or epochs", lambda table: plots.means(axes(), table, "lr", "accuracy", scale="")),
         ("panels: expected letters, rows of them apart by ';'", lambda _: plots.Figure("fig1", panels=["a", "b"])),
+        ("panels: expected rows of one length", lambda _: plots.Figure("fig1", panels="ab;c")),
+        ("name: expected a name of letters and digits", lambda _: plots.Figure("../fig1")),
+        ("width: expected inches", lambda _: plots.Figure("fig1", width=-1)),
+        ("height: expected inches", lambda _: plots.Figure("fig1", height=float("nan"))),
     ],
 )
 def test_bad_arguments_are_named(words, call):

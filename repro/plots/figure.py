@@ -16,6 +16,7 @@ from repro.plots import style as look
 WIDTH = {1: 3.6, 2: 6.0, 3: 7.6}  # inches for one row of that many panels; 2.5 each beyond
 HEIGHT = 2.9  # inches a row
 MOST_BYTES = 400_000  # of a PNG
+MOST_INCHES = 100  # a side; much larger ones cannot be drawn
 
 
 class Figure:
@@ -50,14 +51,19 @@ class Figure:
     """
 
     def __init__(self, name, preset="digits", panels="a", width=None, height=None, folder=None):
-        self.name, self.preset = name, preset
+        self.name, self.preset = store.plain_name("name", name), preset
         self.folder = Path(folder) if folder else store.figures(preset)
         self.verdicts, self.missing = [], {}
         self._titles, self._extra, self._panel = {}, {}, None
         if not isinstance(panels, str) or not all(panels.split(";")):
             raise ValueError(f"panels: expected letters, rows of them apart by ';', got {panels!r}")
         rows = panels.split(";")
-        columns = max(map(len, rows))
+        columns = len(rows[0])
+        if any(len(row) != columns for row in rows):
+            raise ValueError(f"panels: expected rows of one length, '.' for an empty place, got {panels!r}")
+        for argument, inches in (("width", width), ("height", height)):
+            if inches is not None and not (isinstance(inches, int | float | np.number) and 0 < inches <= MOST_INCHES):
+                raise ValueError(f"{argument}: expected inches, from 0 to {MOST_INCHES}, got {inches!r}")
         size = (width or WIDTH.get(columns, 2.5 * columns), height or HEIGHT * len(rows))
         with look.house():
             # Not pyplot's: a figure that pyplot knows is shown, half drawn, after every cell of a notebook.
