@@ -240,6 +240,11 @@ class Run:
         self.model = build(recipe).to(self.device, memory_format=self.layout)
         self.optimizer = _optimizer(recipe, self.model.parameters(), recipe.lr)
         self.batch_size = min(recipe.batch_size, len(self.x))
+        if self.batch_size == 1 and any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules()):
+            field = "batch_size" if recipe.batch_size == 1 else "n_train"
+            raise ValueError(
+                f"{field}: expected at least 2 for a model with batch norm, which a single image defeats, got 1"
+            )
         self.steps = len(self.x) // self.batch_size  # an epoch
         self.forward = torch.compile(self.model) if gpu and images and not recipe.alpha else self.model
         self.epoch, self.done, self.accuracy = 0, recipe.epochs == 0, 0.0

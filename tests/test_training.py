@@ -168,6 +168,16 @@ def test_a_last_incomplete_batch_is_left_out():
     assert run.steps == 1 and run.batch_size == 20
 
 
+@pytest.mark.parametrize("field, of_one", [("batch_size", {"batch_size": 1}), ("n_train", {"n_train": 1})])
+def test_a_batch_of_one_image_is_refused_where_batch_norm_would_see_nothing_in_it(field, of_one):
+    few = {"n_train": 8, "epochs": 1}
+    for model in ({"model": "convnet", "width": 0.1}, {"model": "resnet50", "width": 0.05}):
+        with pytest.raises(ValueError, match=f"^{field}: expected at least 2"):
+            train(Recipe("digits", **model, **few | of_one))
+    for model in ({"width": 8}, {"model": "convnet", "width": 0.1, "batch_norm": False}):
+        train(Recipe("digits", **model, **few | of_one))
+
+
 def test_the_training_set_has_shuffled_labels_and_untouched_images():
     recipe = dataclasses.replace(MLP, n_train=1000, corruption=0.6)
     x, y = training.training_set(recipe)
