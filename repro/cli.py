@@ -135,6 +135,8 @@ def integers(text: str) -> list[int]:
 def draw(options) -> int:
     """Run notebooks as processes side by side, then write the scorecard and say what came out."""
     names = list(dict.fromkeys(options.names)) or NAMES
+    if not (options.dry_run or options.tables_only):
+        execution.prepare()
     jobs = _processes(options)
     if options.fresh or options.tables_only:
         options.parameters.append(["compute", "missing"])  # a preset may say otherwise

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from tqdm import tqdm
 
 from repro import notebooks, store
 
+FORK = sys.platform == "linux"
+
 
 def run(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -> dict[str, dict]:
     """Run notebooks, `jobs` at once; {name: seconds, error, output}."""
+    prepare()
     at_once = min(jobs, len(names))
     folder = store.root() / "work" / "notebooks" / preset
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,11 +67,16 @@ def run(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -
     return {name: results[name] for name in names}
 
 
+def prepare() -> None:
+    """Begin to import what notebooks need, in the process that theirs are forked from, while this one does something else."""
+    if FORK:
+        multiprocessing.set_forkserver_preload(["papermill", "repro.kernel"])
+        forkserver.ensure_running()
+
+
 def _start(name: str, output: Path, parameters: dict, environment: dict) -> BaseProcess:
-    """Run a notebook in a process of its own; papermill, which takes two seconds to import, is imported for all at once (but
-    on macOS, where a fork may crash in what was imported before it)."""
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    context.set_forkserver_preload(["papermill"])
+    """Run a notebook in a process of its own."""
+    context = multiprocessing.get_context("forkserver" if FORK else "spawn")
     source = notebooks.FOLDER / f"{name}.ipynb"
     output.with_suffix(".log").write_text("")  # of an earlier run; a process may die before it writes its own
     process = context.Process(target=_execute, args=(source, output, parameters, environment))
@@ -85,6 +94,10 @@ def _execute(source: Path, output: Path, parameters: dict, environment: dict) ->
     import papermill
 
     how = {"cwd": str(source.parent), "kernel_name": "python3", "progress_bar": False}
+    if FORK:
+        from repro.kernel import ForkingManager
+
+        how["kernel_manager_class"] = ForkingManager
     papermill.execute_notebook(str(source), str(output), parameters, **how)
 
 

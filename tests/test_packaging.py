@@ -175,7 +175,7 @@ ORDER = [
     "store",
     "experiment",
 ]
-ORDER += ["claims", "plots", "summary", "widgets", "notebooks", "execution", "keeping", "site", "cli"]
+ORDER += ["claims", "plots", "summary", "widgets", "notebooks", "kernel", "execution", "keeping", "site", "cli"]
 CORE_MODULES = ORDER[: ORDER.index("experiment") + 1]
 # Distribution of what is imported under another name, or comes with a dependency of ours.
 DISTRIBUTION = {
@@ -183,6 +183,8 @@ DISTRIBUTION = {
     "yaml": "pyyaml",
     "PIL": "torchvision",
     "IPython": "ipywidgets",
+    "ipykernel": "jupyterlab",
+    "jupyter_client": "nbclient",
     "traitlets": "ipywidgets",
 }
 SOURCES = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "repro").rglob("*.py"))}
