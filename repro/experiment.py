@@ -374,6 +374,8 @@ def _networks(recipe: Recipe, epochs: Sequence[int | None], quiet: bool = False)
     if None in models.values():
         _train(recipe, [epoch for epoch in epochs if epoch is not None], quiet)
         models = {epoch: _read(recipe, epoch) for epoch in epochs}
+    # Here and not where a network is trained: a process may be killed when it has written all, and its last state stays.
+    store.state_path(recipe.key).unlink(missing_ok=True)
     return models
 
 
@@ -407,7 +409,6 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
             _write(recipe, epoch, run.network(), start)
     if run.done:
         _write(recipe, None, run.network(), start)
-    work.unlink(missing_ok=True)
 
 
 def _train_together(wanted: dict[Recipe, list[_Wanted]]) -> None:

@@ -535,6 +535,15 @@ def test_a_missing_snapshot_is_not_skipped_by_resuming():
     assert table.loc[table["epoch"] == 1, "l1_norm"].tolist() == shorter["l1_norm"].tolist()
 
 
+def test_the_last_state_of_a_process_that_was_killed_when_it_had_trained_goes():
+    experiment.network(RECIPE)
+    run = training.Run(RECIPE)
+    run.advance()
+    store.write_tensors(store.state_path(RECIPE.key), run.state(), experiment._origin(RECIPE, None))
+    experiment.network(RECIPE)
+    assert not store.state_path(RECIPE.key).exists() and store.network_path(RECIPE.key).exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [(("digits",), "^recipe: "), ((RECIPE, RECIPE.epochs + 1), "^epoch: "), ((RECIPE, -1), "^epoch: ")],

@@ -40,14 +40,14 @@ def contents(folder):
             origin = store.read_entry(path).origin
             if path.suffix == ".parquet":
                 columns = store.read_table(path, origin).to_dict("list")
-                found[path.name] = (
+                found[f"{path.parent.name}/{path.name}"] = (
                     json.dumps(origin),
                     {name: list(map(repr, column)) for name, column in columns.items()},
                 )
             else:
                 tensors = store.read_tensors(path, origin)
                 numbers = {name: (str(t.dtype), t.shape, t.numpy().tobytes()) for name, t in tensors.items()}
-                found[path.name] = json.dumps(origin), numbers
+                found[f"{path.parent.name}/{path.name}"] = json.dumps(origin), numbers
     figures = folder.glob("figures/digits/[!.]*")
     return found | {path.name: path.read_bytes() for path in figures}
 
