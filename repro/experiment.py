@@ -318,9 +318,8 @@ def _compute_network(group: list[_Wanted], surroundings: Mapping[str, str | None
     """Make the tables of one network beside other processes, leaving the terminal to the one that started them."""
     if parent not in (None, os.getpid()):  # joblib may find it better to start no process
         _end_with(parent)
-        tqdm.set_lock(
-            threading.RLock()
-        )  # tqdm's own is a semaphore, which a worker that is terminated would leave behind
+        # tqdm's own lock is a semaphore, which a worker that is terminated would leave behind.
+        tqdm.set_lock(threading.RLock())
     for name, value in surroundings.items():
         if value is None:
             os.environ.pop(name, None)

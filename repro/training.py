@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from repro import data, models
-from repro.evaluation import whole_products
+from repro.evaluation import BATCH_NORM, whole_products
 
 FORMAT = 1  # raise when the same recipe begins to mean another network
 SILENT = 1e-3  # mean activation beside which a unit's counts as none in the selectivity of a loss
@@ -240,7 +240,7 @@ class Run:
         self.model = build(recipe).to(self.device, memory_format=self.layout)
         self.optimizer = _optimizer(recipe, self.model.parameters(), recipe.lr)
         self.batch_size = min(recipe.batch_size, len(self.x))
-        if self.batch_size == 1 and any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules()):
+        if self.batch_size == 1 and any(isinstance(module, BATCH_NORM) for module in self.model.modules()):
             field = "batch_size" if recipe.batch_size == 1 else "n_train"
             raise ValueError(
                 f"{field}: expected at least 2 for a model with batch norm, which a single image defeats, got 1"
