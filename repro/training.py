@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
@@ -29,6 +30,7 @@ from repro import data, models
 from repro.evaluation import BATCH_NORM, whole_products
 
 FORMAT = 1  # raise when the same recipe begins to mean another network
+COMPILED = 2000  # steps of training from which on compiling a network, half a minute on a GPU, pays
 SILENT = 1e-3  # mean activation beside which a unit's counts as none in the selectivity of a loss
 STREAMS = ("init", "order", "labels", "dropout")
 SCHEDULES = {  # factor on the learning rate after a share p of all steps
@@ -246,7 +248,8 @@ class Run:
                 f"{field}: expected at least 2 for a model with batch norm, which a single image defeats, got 1"
             )
         self.steps = len(self.x) // self.batch_size  # an epoch
-        self.forward = torch.compile(self.model) if gpu and images and not recipe.alpha else self.model
+        compiled = gpu and images and not recipe.alpha and self.steps * recipe.epochs >= COMPILED
+        self.forward = torch.compile(self.model) if compiled else self.model
         self.epoch, self.done, self.accuracy = 0, recipe.epochs == 0, 0.0
 
     def advance(self) -> None:
@@ -344,33 +347,54 @@ class Group:
         self.optimizer = _optimizer(recipes[0], self.weights.values(), 1.0)
         self.lrs = torch.tensor([recipe.lr for recipe in recipes], device=self.device)
         self.batch_size = min(recipes[0].batch_size, len(self.x))
-        self.forward = torch.vmap(lambda weights, x: torch.func.functional_call(self.models[0], weights, (x,)))
         self.epoch, self.done = 0, recipes[0].epochs == 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (members, batch, classes) of images (members, batch, ...), each member's own."""
+        for name, module in self.models[0].named_children():
+            if isinstance(module, nn.Flatten):
+                x = x.flatten(2)
+            elif isinstance(module, nn.Linear):
+                x = torch.baddbmm(self.weights[f"{name}.bias"][:, None], x, self.weights[f"{name}.weight"].mT)
+            else:
+                x = module(x)
+        return x
 
     def advance(self) -> None:
         """Train all members one more epoch."""
         first, size = self.recipes[0], self.batch_size
-        orders = torch.stack([_order(recipe, self.epoch, len(self.x)) for recipe in self.recipes]).to(self.device)
+        with ThreadPoolExecutor() as pool:  # a permutation of many images takes as long as many steps
+            orders = list(pool.map(lambda recipe: _order(recipe, self.epoch, len(self.x)), self.recipes))
+        orders = torch.stack(orders).to(self.device)
         steps = len(self.x) // size
-        for step in range(steps):
-            batch = orders[:, step * size : (step + 1) * size]  # (members, batch)
-            labels = self.y.gather(1, batch)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=first.precision == "bfloat16"):
-                logits = self.forward(self.weights, self.x[batch]).float()  # (members, batch, classes)
-                loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / size
-            self.optimizer.zero_grad()
-            loss.backward()
-            before = [weight.detach().clone() for weight in self.weights.values()]
-            self.optimizer.step()
-            # The optimizer's learning rate is 1: of that step each member takes its own share.
-            shares = self.lrs * _schedule(first, self.epoch * steps + step, steps)
-            with torch.no_grad():
-                for weight, old in zip(self.weights.values(), before, strict=True):
-                    torch.lerp(old, weight, shares.reshape(-1, *[1] * (old.ndim - 1)), out=weight)
+        with fastest(), torch.enable_grad():
+            for step in range(steps):
+                batch = orders[:, step * size : (step + 1) * size]  # (members, batch)
+                labels = self.y.gather(1, batch)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=first.precision == "bfloat16"):
+                    logits = self.forward(self.x[batch]).float()  # (members, batch, classes)
+                    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / size
+                self.optimizer.zero_grad()
+                loss.backward()
+                self._step(_schedule(first, self.epoch * steps + step, steps))
         self.epoch += 1
         self.done = self.epoch == first.epochs
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"training diverged in epoch {self.epoch} (loss {loss.item()}): {self.recipes}")
+
+    def _step(self, factor: float) -> None:
+        """A step of the optimizer, in which each member has its own learning rate, times a factor."""
+        [options] = self.optimizer.param_groups
+        if len({recipe.lr for recipe in self.recipes}) == 1:
+            options["lr"] = self.recipes[0].lr * factor
+            self.optimizer.step()
+            return
+        # The optimizer's learning rate stays 1: of that step each member takes its own share.
+        before = [weight.detach().clone() for weight in self.weights.values()]
+        self.optimizer.step()
+        with torch.no_grad():
+            for weight, old in zip(self.weights.values(), before, strict=True):
+                torch.lerp(old, weight, (self.lrs * factor).reshape(-1, *[1] * (old.ndim - 1)), out=weight)
 
     def networks(self) -> list[nn.Module]:
         """The members as they are now, as `Run.network` gives them."""
@@ -474,12 +498,13 @@ def one_thread():
 
 @contextlib.contextmanager
 def fastest():
-    """A GPU convolves in the way that it finds fastest for each shape; what cannot be compiled, for want of Triton or of a
-    compiler, runs as it is, with a warning."""
+    """A GPU convolves in the way that it finds fastest for each shape, in whole products where not in bfloat16; what cannot be
+    compiled, for want of Triton or of a compiler, runs as it is, with a warning."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
-        with torch._dynamo.config.patch(suppress_errors=True):
+        # One process trains networks of many shapes; torch stops compiling after the eighth.
+        with whole_products(), torch._dynamo.config.patch(suppress_errors=True, recompile_limit=64):
             yield
     finally:
         torch.backends.cudnn.benchmark = before

@@ -78,6 +78,7 @@ def figures(tmp_path, monkeypatch):
 )
 def test_refuses_in_one_line(arguments, words, figures, monkeypatch, capsys):
     monkeypatch.setattr(execution, "run", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(arguments) == 2
     message = capsys.readouterr().err
     assert words in message

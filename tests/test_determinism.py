@@ -7,7 +7,7 @@ import torch
 from repro import ablation, noise, selectivity
 from tests import networks
 
-LOSS = 1e-5  # relative, on the CPU: sums in another order
+LOSS = 1e-5  # relative: sums in another order
 IMAGES = 1  # that may change sides where two logits are equal but for rounding
 
 KINDS = {name: (model, x, y) for name, model, x, y in networks.every() if name in ("mlp", "convnet with batch norm")}
@@ -58,4 +58,4 @@ def test_tables_of_a_gpu_agree_with_those_of_the_cpu(kind, analysis):
         if "accuracy" in column:
             assert (cpu[column] - gpu[column]).abs().max() * len(x) <= IMAGES + 1e-6
         elif column in ("loss", "delta_loss", "selectivity"):
-            np.testing.assert_allclose(gpu[column], cpu[column], rtol=1e-3, atol=1e-3)  # its products round to 10 bits
+            np.testing.assert_allclose(gpu[column], cpu[column], rtol=LOSS, atol=LOSS)

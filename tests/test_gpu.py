@@ -1,12 +1,14 @@
-"""Without a GPU: what is measured and trained on a pretended one is what comes out on the CPU, to the last bit."""
+"""Without a GPU: what is measured and trained on a pretended one is what comes out on the CPU, to the last bit. With one: what
+is trained there, compiled, is what the CPU trains, but for rounding."""
 
 import inspect
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
-from repro import experiment, models, noise, training, units
+from repro import data, experiment, models, noise, training, units
 from repro.analyses import ANALYSES
 from repro.evaluation import PRODUCTS, whole_products
 from repro.training import Group, Recipe, Run, fastest
@@ -76,7 +78,7 @@ RECIPES = {
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_training(recipe):
     expected = _trained(Run(recipe)).network()
-    with gpu(), whole_products():
+    with gpu():
         run = Run(recipe, GPU)
         run.advance()
         resumed = Run(recipe, GPU)
@@ -124,6 +126,31 @@ def test_experiment(monkeypatch, tmp_path):
         device = next(name for name in table if name.endswith("_device"))
         assert set(table[device]) == {"Pretended"}
         pd.testing.assert_frame_equal(table.drop(columns=device), other.drop(columns=device), check_exact=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "alpha"])
+def test_training_on_a_gpu(kind, precision, monkeypatch):
+    monkeypatch.setattr(training, "COMPILED", 0)
+    recipe, there = replace(RECIPES[kind], precision=precision, lr=1e-3), torch.device("cuda")
+    run, resumed = Run(recipe, there), Run(recipe, there)
+    run.advance()
+    resumed.resume(run.state())
+    x = data.load("digits").x_test
+    expected = _trained(Run(recipe, torch.device("cpu"))).network()(x)
+    for found in (run, resumed):
+        logits = _trained(found).network()(x)
+        torch.testing.assert_close(logits, expected, atol=0.01 if precision == "float32" else 0.2, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_training_together_on_a_gpu():
+    recipes = [Recipe(**SMALL, model="mlp", width=16, seed=seed, lr=0.1 / (1 + seed)) for seed in range(3)]
+    x = data.load("digits").x_test
+    for recipe, network in zip(recipes, _trained(Group(recipes, torch.device("cuda"))).networks(), strict=True):
+        alone = _trained(Run(recipe, torch.device("cpu"))).network()
+        torch.testing.assert_close(network(x), alone(x), atol=0.01, rtol=0)
 
 
 def _trained(run):

@@ -45,10 +45,13 @@ def same(left, right):
 # Together or alone -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("lrs", ["one", "several"])
 @pytest.mark.parametrize("change", [{}, dict(optimizer="adam", lr=1e-3), dict(schedule="onecycle", weight_decay=1e-2)])
-def test_a_member_of_a_group_is_what_it_would_be_alone(change):
+def test_a_member_of_a_group_is_what_it_would_be_alone(change, lrs):
     base = dataclasses.replace(MLP, **SMALL | {"n_train": 160, "batch_size": 16, "epochs": 1}, **change)  # ten steps
-    members = [dataclasses.replace(base, seed=i, lr=base.lr / (1 + i), corruption=i / 4) for i in range(5)]
+    members = [dataclasses.replace(base, seed=i, corruption=i / 4) for i in range(5)]
+    if lrs == "several":
+        members = [dataclasses.replace(member, lr=base.lr / (1 + i)) for i, member in enumerate(members)]
     group = training.Group(members)
     group.advance()
     x = data.load("digits").x_test
