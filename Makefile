@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 TOGETHER := -n logical --maxprocesses 8
 
-.PHONY: help figures test test-notebooks test-browser test-faults bench site lab notebooks clean
+.PHONY: help figures test test-notebooks test-browser test-faults test-oldest bench site lab notebooks clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -40,6 +40,12 @@ test-browser: $(INSTALLED)  ## drive the diagrams in a Chromium, over the static
 test-faults: $(INSTALLED)  ## kill it, fill its disk, turn its clock; more bad input; 10,000 recipes (minutes)
 	REPRO_FAULT_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TOGETHER) tests/faults tests/test_fuzz.py
 
+test-oldest:  ## the tests with the oldest packages that pyproject.toml allows, in .venv-oldest (5 GB, ten minutes)
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	sed -nE 's/^ *"([a-z-]+)>=([0-9.]+).*/\1==\2.*/p' pyproject.toml > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet -c $(VENV)-oldest/constraints.txt -e '.[figures,cluster,test]'
+	$(VENV)-oldest/bin/python -m pytest -q $(TOGETHER) tests
+
 bench: $(INSTALLED)  ## time ablation and training side by side with others, write benchmarks/README.md (half an hour)
 	TQDM_DISABLE=1 $(BIN)/python -m benchmarks.run $(ARGS)
 
@@ -52,5 +58,5 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 notebooks: $(INSTALLED)  ## run the notebooks in place, so that they are committed with their outputs
 	$(BIN)/repro figures --in-place
 
-clean:  ## remove the virtual environment, locks, and states of unfinished training; results stay
-	rm -rf $(VENV) data/work
+clean:  ## remove the virtual environments, locks, and states of unfinished training; results stay
+	rm -rf $(VENV) $(VENV)-oldest data/work
