@@ -219,7 +219,6 @@ def corner_note(ax, text):
         va="top",
         size=NOTE_SIZE,
         color=GREY,
-        linespacing=1.3,
         annotation_clip=False,
         gid="note",
     )
