@@ -165,7 +165,9 @@ def markdown(quick=False):
     text = "\n".join(rows)
     if torch.cuda.is_available():
         return "\n".join([text, "", *on_gpu()])
-    return f"{text}\n\nNot timed on a GPU: none here. `python -m benchmarks.train` does that, with torch and little else."
+    return (
+        f"{text}\n\nNot timed on a GPU: none here. `python -m benchmarks.train` does that, with torch and little else."
+    )
 
 
 if __name__ == "__main__":  # on a machine that has a GPU and little else

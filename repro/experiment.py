@@ -11,6 +11,7 @@ import functools
 import inspect
 import itertools
 import os
+import pkgutil
 import platform
 import threading
 import time
@@ -310,8 +311,16 @@ def _workers(jobs: int) -> Iterator[dict[str, str | None]]:
         return
     from dask.distributed import Client
 
-    with Client(address, set_as_default=True), joblib.parallel_config("dask", n_jobs=-1):
-        yield shared
+    with Client(address, set_as_default=True) as client:
+        for there in (client.run_on_scheduler, client.run):  # joblib would wait for ever for those that lack it
+            try:
+                there(pkgutil.resolve_name, "repro.experiment:__name__")
+            except ImportError as error:
+                raise ValueError(
+                    f"REPRO_SCHEDULER: the scheduler and every worker of {address} need repro installed ({error})"
+                ) from error
+        with joblib.parallel_config("dask", n_jobs=-1):
+            yield shared
 
 
 def _compute_network(group: list[_Wanted], surroundings: Mapping[str, str | None], parent: int | None) -> int:

@@ -68,3 +68,16 @@ def test_a_sweep_survives_the_loss_of_a_worker(cluster, tmp_path, monkeypatch):
     assert lost and lost[0] < 2 * len(RECIPES), "the worker was lost after the work was done"
     pd.testing.assert_frame_equal(clustered, serial, rtol=1e-5)
     assert len(list(store.paths())) == 2 * len(RECIPES)
+
+
+@pytest.fixture
+def half_installed(tmp_path):
+    """Where the processes of the cluster look first, a library that they cannot import."""
+    (tmp_path / "repro").mkdir()
+    (tmp_path / "repro" / "__init__.py").write_text("raise ImportError('no torch here')")
+
+
+def test_a_cluster_that_lacks_the_library_is_refused(half_installed, cluster, monkeypatch):
+    monkeypatch.setenv("REPRO_SCHEDULER", cluster[0])
+    with pytest.raises(ValueError, match=r"REPRO_SCHEDULER: .* need repro installed \(no torch here"):
+        measure("cumulative", RECIPES[:2], orders=2)
