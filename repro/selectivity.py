@@ -177,7 +177,7 @@ def table(model: nn.Module, x: torch.Tensor, y: torch.Tensor, layers: Sequence[s
     with evaluating(model):
         for block, found in activations(cut, x):
             for name, h in found.items():
-                pooled[name][:, block] = over_positions(h.float()).flatten(1).T.cpu()
+                pooled[name][:, block] = over_positions(h.float()).flatten(1).T.cpu().numpy()
     tables = []
     for name, a in pooled.items():
         with np.errstate(invalid="ignore"):
