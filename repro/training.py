@@ -30,7 +30,7 @@ from repro import data, models
 from repro.evaluation import BATCH_NORM, whole_products
 
 FORMAT = 1  # raise when the same recipe begins to mean another network
-COMPILED = 2000  # steps of training from which on compiling a network, half a minute on a GPU, pays
+COMPILED = 2000  # steps of training from which on a GPU compiles a network: an estimate, never timed
 SILENT = 1e-3  # mean activation beside which a unit's counts as none in the selectivity of a loss
 STREAMS = ("init", "order", "labels", "dropout")
 SCHEDULES = {  # factor on the learning rate after a share p of all steps
@@ -367,7 +367,7 @@ class Group:
             orders = list(pool.map(lambda recipe: _order(recipe, self.epoch, len(self.x)), self.recipes))
         orders = torch.stack(orders).to(self.device)
         steps = len(self.x) // size
-        with fastest(), torch.enable_grad():
+        with whole_products(), torch.enable_grad():
             for step in range(steps):
                 batch = orders[:, step * size : (step + 1) * size]  # (members, batch)
                 labels = self.y.gather(1, batch)

@@ -30,7 +30,7 @@ def summed(function: Callable[[slice], torch.Tensor], blocks: Sequence[slice], c
 
 def budget(device: torch.device, chained: bool = False, always: bool = False) -> int:
     """Bytes of an activation to work on at once: a core's cache on a chain, else 32 MB; on a GPU an eighth of what is free, 1 GiB
-    at most, which keeps it busy and leaves room for other processes, or what `always` is."""
+    at most, or what `always` is."""
     if device.type == "cuda":
         return 2**29 if always else min(torch.cuda.mem_get_info(device)[0] // 8, 2**30)
     return CACHE if chained else 16 * CACHE

@@ -238,7 +238,7 @@ class Figure:
         ax.grid(False)
         ax.spines[:].set_visible(False)
         text = f"results not in data/ yet —\nrepro figures {self.name} --preset {self.preset} -p compute missing"
-        middle = {"ha": "center", "va": "center", "transform": ax.transAxes, "linespacing": 1.6}
+        middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
         ax.text(0.5, 0.5, text, size=7, color=look.GREY, gid="missing", **middle)
 
     def _record(self):
