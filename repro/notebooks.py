@@ -72,16 +72,14 @@ def chosen(names: list[str], preset: str, given: list[list[str]] = ()) -> dict[s
 
     Names that no notebook knows and values of another type are refused here, before any kernel starts.
     """
-    path = FOLDER / "presets" / f"{preset}.yaml"
     if preset not in presets():
         raise Refused(f"unknown preset {preset!r}; expected one of {', '.join(presets())}")
     everywhere = {name: defaults(read(name)) for name in NAMES}
     here = {name: everywhere[name] if name in everywhere else defaults(read(name)) for name in names}
-    from_preset = _load_yaml(path.name, path.read_text(encoding="utf-8"))
-    if not isinstance(from_preset, dict):
-        raise Refused(f"{path.name}: expected a line `name: value` for each parameter, got {from_preset!r}")
-    from_user = {name: _load_yaml(f"-p {name}", value) for name, value in given}
-    for source, values, books in ((path.name, from_preset, everywhere), ("-p", from_user, here)):
+    given = {name: _load_yaml(f"-p {name}", value) for name, value in given}
+    files = [(f"{name}.yaml", _load_preset(name), everywhere) for name in _with_base(preset)]
+    wanted = {}
+    for source, values, books in (*files, ("-p", given, here)):
         for parameter, value in values.items():
             if (source, parameter) == ("-p", "preset"):
                 raise Refused("parameter 'preset' in -p: it only names a folder; use --preset")
@@ -91,11 +89,25 @@ def chosen(names: list[str], preset: str, given: list[list[str]] = ()) -> dict[s
                 raise Refused(f"unknown parameter {parameter!r} in {source}; expected some of {', '.join(known)}")
             if expected := _unlike(value, found[0]):
                 raise Refused(f"parameter {parameter!r} in {source}: expected {expected}, got {value!r}")
-    wanted = from_preset | from_user | {"preset": preset}  # which names the folder of its figures
+        wanted |= values
+    wanted["preset"] = preset  # which names the folder of its figures
     return {
         name: {p: wanted[p] for p, value in book.items() if p in wanted and wanted[p] != value}
         for name, book in here.items()
     }
+
+
+def _with_base(preset: str) -> list[str]:
+    """A preset, after the one that it changes where its name says so: `paper-again` is `paper` with other values for some."""
+    return [name for name in dict.fromkeys((preset.partition("-")[0], preset)) if name in presets()]
+
+
+def _load_preset(name: str) -> dict:
+    file = f"{name}.yaml"
+    values = _load_yaml(file, (FOLDER / "presets" / file).read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise Refused(f"{file}: expected a line `name: value` for each parameter, got {values!r}")
+    return values
 
 
 def _load_yaml(source: str, text: str):

@@ -222,6 +222,27 @@ def test_a_preset_draws_into_its_own_folder(tmp_path, monkeypatch):
     assert notebooks.chosen(["fig1"], "mine")["fig1"] == {"networks": 2, "preset": "mine"}
 
 
+def test_a_preset_whose_name_begins_with_anothers_changes_that_one(tmp_path, monkeypatch):
+    shutil.copytree(notebooks.FOLDER, tmp_path / "notebooks")
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path / "notebooks")
+    texts = {"mine": "networks: 2\norders: 3\n", "mine-too": "networks: 1\n", "lone-too": "networks: 1\n"}
+    for name, text in texts.items():
+        (tmp_path / "notebooks" / "presets" / f"{name}.yaml").write_text(text)
+    assert notebooks.chosen(["fig1"], "mine-too")["fig1"] == {"networks": 1, "orders": 3, "preset": "mine-too"}
+    assert notebooks.chosen(["fig1"], "lone-too")["fig1"] == {"networks": 1, "preset": "lone-too"}
+    (tmp_path / "notebooks" / "presets" / "mine.yaml").write_text("orders: few\n")
+    with pytest.raises(notebooks.Refused, match=r"in mine\.yaml: expected int"):
+        notebooks.chosen(["fig1"], "mine-too")
+
+
+@pytest.mark.parametrize("name", notebooks.NAMES)
+def test_another_first_seed_means_other_networks(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_STORE", str(tmp_path))
+    lacking = [call.table for call in notebooks.replay(name, {"first_seed": 1000, "compute": "nothing"})]
+    seeds = {recipe.seed for missing in lacking for recipe in missing.networks}
+    assert min(seeds) == 1000
+
+
 @pytest.mark.parametrize("kind", [AssertionError, ValueError])
 def test_tables_only_goes_on_after_a_notebook_that_fails(kind, monkeypatch, capsys):
     def replayed(name, *_):
