@@ -374,11 +374,16 @@ def test_missing_results_leave_a_note_and_are_remembered(folder):
     assert_legible(figure.figure)
 
 
-def test_a_figure_of_which_nothing_is_there_is_legible():
-    figure = plots.Figure("figA4", preset="paper", panels="a")
-    with figure.panel("a", "nothing"):
-        raise Missing([], [])
+@pytest.mark.parametrize("panels", ["a", "abc"])
+def test_a_figure_of_which_nothing_is_there_is_legible(panels):
+    figure = plots.Figure("figA4", preset="paper", panels=panels)
+    for letter in panels:
+        with figure.panel(letter, "nothing"):
+            raise Missing([], [])
     figure.save()
+    for letter in panels:  # wrapped to the axes, not to what a long line has left of them
+        (note,) = [text for text in figure.axes[letter].texts if text.get_gid() == "missing"]
+        assert len(note.get_text().splitlines()) <= 4
     assert_legible(figure.figure)
 
 

@@ -239,7 +239,8 @@ class Figure:
         ax.spines[:].set_visible(False)
         text = f"results not in data/ yet —\nrepro figures {self.name} --preset {self.preset} -p compute missing"
         middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
-        ax.text(0.5, 0.5, text, size=7, color=look.GREY, gid="missing", **middle)
+        # It is wrapped to the axes once they have their width; until then it must not push them together.
+        ax.text(0.5, 0.5, text, size=7, color=look.GREY, gid="missing", in_layout=False, **middle)
 
     def _record(self):
         notes = {letter: look.named(self.axes[letter], "note") for letter in self._titles}
