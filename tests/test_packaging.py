@@ -3,6 +3,7 @@
 import ast
 import fnmatch
 import importlib.metadata
+import itertools
 import json
 import re
 import subprocess
@@ -285,3 +286,35 @@ def test_notebooks_show_the_verdicts_that_stand_beside_the_figures(name):
     assert [text.splitlines()[0] for text in texts] == heads
     assert all(f"- rule: {v['rule']}" in text for text, v in zip(texts, verdicts, strict=True))
     assert any("image/png" in data for data in shown) and not any("widget-view" in str(list(data)) for data in shown)
+
+
+# What the README says came out ------------------------------------------------------------------------------
+
+
+def rows(head):
+    """Rows of the README's table whose first column is called `head`, a dictionary each, without marks of footnotes."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {head} | claim |"))
+    names, _, *rest = [[cell.strip(" ¹²³⁴") for cell in line.split("|")[1:-1]] for line in lines[start:]]
+    return [dict(zip(names, row, strict=True)) for row in itertools.takewhile(bool, rest)]
+
+
+def verdicts(preset, letter):
+    """Verdicts of a preset's scorecard on claims that begin with a letter, and the panel and subject of each."""
+    cards = json.loads((ROOT / "figures" / preset / "scorecard.json").read_text(encoding="utf-8"))
+    return [card for card in cards if card["claim"].startswith(letter)]
+
+
+def test_the_table_of_panels_says_what_the_scorecards_say():
+    table, paper, digits = rows("panel"), verdicts("paper", "C"), verdicts("digits", "C")
+    assert [row["claim"] for row in table] == [card["claim"] for card in paper]
+    assert [row["verdict"] for row in table] == [card["verdict"] for card in paper]
+    assert [row["verdict on digits"] for row in table] == [card["verdict"] for card in digits]
+
+
+def test_the_table_of_later_work_says_what_the_scorecards_say():
+    columns = {"MLP, digits": "mlp on digits", "ConvNet, digits": "convnet on digits", "MLP, MNIST": "mlp on mnist"}
+    columns["ConvNet, cifar10-jpeg"] = "convnet on cifar10-jpeg"
+    cards = {(v["claim"], v["subject"]): v["verdict"] for v in verdicts("paper", "X") + verdicts("digits", "X")}
+    told = {(row["claim"], columns[name]): row[name] for row in rows("figure") for name in columns if row[name]}
+    assert told == cards
