@@ -406,7 +406,7 @@ def test_a_panel_can_be_drawn_again(folder):
         figure.save()
     assert figure.missing == {} and len(figure.figure.axes) == 3
     assert ax.get_title(loc="left") == "third"
-    assert len(ax.lines) == 5  # two losses, two dotted lines, a dot
+    assert len(ax.lines) == 2 * (4 + 1) + 1  # two losses of four networks, their means, dots at the lowest
     assert_legible(figure.figure)
 
 
@@ -541,6 +541,16 @@ def test_intact_accuracy_stands_left_of_the_noise():
     assert labels["0"] == pytest.approx(np.sqrt(dots[0].get_xdata()[0] * dots[-1].get_xdata()[0]))
 
 
+def test_a_line_half_way_to_chance_shows_where_networks_are_compared():
+    ax, table = axes(), noisy(networks=1, repeats=2)
+    plots.noise(ax, table, hue="corruption")
+    (level,) = {line.get_ydata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 1]}
+    assert level == pytest.approx((100 + 10) / 2)
+    ax = axes()
+    plots.noise(ax, table[table["scale"] > 0], hue="corruption")  # intact accuracy is not known
+    assert not any(list(line.get_xdata()) == [0, 1] for line in ax.lines)
+
+
 def test_the_auc_of_a_network_is_the_mean_over_its_orders():
     table = corrupted(networks=2, orders=3).assign(train_accuracy=0.9, test_accuracy=0.7)
     rows = plots.per_network(table).set_index("network")
@@ -565,23 +575,22 @@ def test_an_auc_is_divided_by_the_intact_accuracy_of_its_curve():
             draw(axes(), run(), normalize=True)
 
 
-def test_a_training_run_shows_means_their_spread_and_the_best_epochs():
+def test_a_training_run_shows_networks_their_means_and_the_best_epochs_of_each():
     table, ax = run(), axes()
     right = plots.training(ax, table)
-    lines, bands = [*ax.lines[:2], right.lines[0]], [*ax.collections, *right.collections]
-    for column, line, band in zip(("train_loss", "test_loss", "auc"), lines, bands, strict=True):
-        values = table.pivot(index="epoch", columns="network", values=column)
-        mean, spread = values.mean(axis=1), values.std(axis=1)
-        assert np.allclose(line.get_xydata(), np.column_stack([mean.index, mean]))
-        edges = band.get_paths()[0].vertices
-        for epoch in mean.index:
-            here = edges[edges[:, 0] == epoch, 1]
-            assert [here.min(), here.max()] == pytest.approx([mean[epoch] - spread[epoch], mean[epoch] + spread[epoch]])
-    means = table.groupby("epoch")[["test_loss", "auc"]].mean()
-    best = [means["test_loss"].idxmin(), means["auc"].idxmax()]
-    dotted = [line.get_xdata()[0] for line in ax.lines if list(line.get_ydata()) == [0, 1]]
-    assert sorted(dotted) == sorted(best) and best[0] != best[1]
-    assert right.lines[-1].get_xydata().tolist() == [[best[1], means["auc"].max()]]
+    networks = table["network"].unique()
+    n = len(networks)
+    drawn = {"train_loss": ax.lines[: n + 1], "test_loss": ax.lines[n + 1 : 2 * n + 2], "auc": right.lines[: n + 1]}
+    for column, lines in drawn.items():
+        for network, line in zip(networks, lines, strict=False):
+            rows = table[table["network"] == network]
+            assert np.allclose(line.get_xydata(), rows[["epoch", column]])
+        mean = table.groupby("epoch")[column].mean()
+        assert np.allclose(lines[-1].get_xydata(), np.column_stack([mean.index, mean]))
+    for column, dots, which in (("test_loss", ax.lines[-1], "idxmin"), ("auc", right.lines[-1], "idxmax")):
+        best = table.loc[getattr(table.groupby("network")[column], which)()]
+        assert np.allclose(dots.get_xydata(), best[["epoch", column]])
+    assert ax.get_zorder() > right.get_zorder()
 
 
 def test_the_untrained_network_alone_is_no_training_run():
@@ -597,6 +606,37 @@ def test_the_corner_tells_the_rank_correlation():
     rho = np.corrcoef(order.T)[0, 1]
     assert f"Spearman ρ = {rho:.2f} (all dots)".replace("-", "−") in [text.get_text() for text in ax.texts]
     assert ax.collections[0].get_offsets().shape == (50, 2)
+
+
+def test_the_corner_tells_the_rank_correlation_within_layers_too():
+    ax, table = axes(), units(CONV, 30, networks=2)
+    plots.importance(ax, table)
+    within = plots.rank_correlations(table, "selectivity").rho.mean()
+    assert f"ρ = {within:.2f} (within layers)".replace("-", "−") in words_in(ax)
+    ax = axes()
+    plots.scatter(ax, table, "selectivity", "delta_loss", hue="network")
+    assert "within layers" not in words_in(ax)
+
+
+def test_snapshots_of_a_network_are_joined_in_the_order_of_epochs():
+    ax, table = axes(), run(networks=2)
+    plots.auc_against(ax, table.sample(frac=1, random_state=0), x="test_loss", hue="epoch")
+    for line, (_, rows) in zip(ax.lines, table.groupby("network"), strict=True):
+        assert np.allclose(line.get_xydata(), rows.sort_values("epoch")[["test_loss", "auc"]])
+    ax = axes()
+    plots.auc_against(ax, sweep(9), x="test_loss")
+    assert not ax.lines
+
+
+def test_an_axis_that_is_logarithmic_in_part_has_ticks_to_read_it_by():
+    ax, table = axes(), units(CONV, 64)
+    table.loc[0, "delta_loss"] = 5 * table["delta_loss"].abs().max()
+    plots.importance(ax, table)
+    assert ax.get_yscale() == "symlog"
+    bend = ax.yaxis.get_transform().linthresh
+    large, small = (ax.yaxis.get_ticklocs(minor=minor) for minor in (False, True))
+    assert 0 in large and sum(large >= bend * 0.99) >= 2 and len(small) > len(large)
+    assert all(abs(tick) >= bend for tick in small) and f"y: log scale beyond ±{bend:g}" in words_in(ax)
 
 
 def test_the_rank_correlation_covers_no_dot():
@@ -679,6 +719,29 @@ def test_lines_go_through_the_means_of_networks():
     assert [len(line.get_xydata()) for line in ax.lines] == [1, 1, 2, 2]
 
 
+def test_networks_with_several_rows_stand_side_by_side_with_a_dash_at_each_mean():
+    rows = [("a", 0, 1), ("a", 0, 3), ("b", 0, 5), ("b", 0, 9), ("a", 1, 2), ("a", 1, 4), ("b", 1, 6), ("b", 1, 6)]
+    table, ax = pd.DataFrame(rows, columns=["network", "depth", "rho"]), axes()
+    plots.means(ax, table, "depth", "rho")
+    ax.figure.draw_without_rendering()
+    dots, dashes = ([line for line in ax.lines if line.get_marker() == kind] for kind in ("o", "_"))
+    assert [line.get_ydata().tolist() for line in dashes] == [[2, 3], [7, 6]]
+    left, right = (line.get_transform().transform((0, 2))[0] for line in dots)
+    assert left < ax.transData.transform((0, 2))[0] < right
+    for line in dots:  # no dot lies outside the axes
+        assert all(ax.bbox.contains(*place) for place in line.get_transform().transform(line.get_xydata()))
+    assert "dash: mean of a network" in words_in(ax)
+
+
+def test_many_levels_have_no_dots_but_a_bold_mean():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"layer": np.tile([f"relu{i}" for i in range(9)], 4), "epoch": np.repeat([0, 1, 2, 3], 9)})
+    table, ax = table.assign(network="n", rho=rng.normal(size=36)), axes()
+    plots.means(ax, table, "epoch", "rho", hue="layer", scale="epochs")
+    assert len(ax.lines) == 9 + 1
+    assert np.allclose(ax.lines[-1].get_xydata(), table.groupby("epoch").rho.mean().reset_index())
+
+
 def test_rank_correlations_are_those_of_each_network_and_layer():
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"network": np.repeat(["a", "b"], 40), "layer": np.tile(np.repeat(["one", "two"], 20), 2)})
@@ -725,6 +788,12 @@ def test_the_dashed_lines_stand_at_the_medians():
     (key,) = ax.findobj(Legend)
     names = {text.get_text() for text in key.get_texts()}
     assert names == {f"with (median {medians[True]:.2f})", f"without (median {medians[False]:.2f})"}
+    ax = axes()
+    plots.distributions(ax, table, "mutual_information")  # C6 is about means of this
+    alive = table[~table["dead"]]
+    means = alive.groupby("batch_norm")["mutual_information"].mean()
+    dashed = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2]
+    assert sorted(dashed) == pytest.approx(sorted(means)) and "dashed: mean" in words_in(ax)
 
 
 def test_density_integrates_to_one_and_keeps_within_its_bounds():
@@ -770,7 +839,8 @@ def test_every_layer_has_a_regression_line(layers):
     alive = table[(table["layer"] == layers[0])].dropna(subset=["selectivity"])
     slope, intercept = np.polyfit(alive["selectivity"], alive["delta_loss"], 1)
     x, y = ax.lines[0].get_data()
-    assert np.allclose(y, intercept + slope * np.asarray(x))
+    assert len(x) and np.allclose(y, intercept + slope * np.asarray(x))
+    assert alive["delta_loss"].min() <= y.min() and y.max() <= alive["delta_loss"].max()
 
 
 def test_two_arms_are_blue_and_orange_and_corruption_runs_from_dark_to_bright():
@@ -783,7 +853,10 @@ def test_two_arms_are_blue_and_orange_and_corruption_runs_from_dark_to_bright():
     plots.curves(ax, corrupted(networks=1, orders=2), hue="corruption")
     luminance = [np.dot(to_rgb(line.get_color()), [0.2126, 0.7152, 0.0722]) for line in ax.lines]
     assert np.all(np.diff(luminance) > 0)
-    assert 0.6 < rgb_to_hsv(to_rgb(ax.lines[0].get_color()))[0] < 0.75  # blue
+    assert 0.6 < rgb_to_hsv(to_rgb(ax.lines[0].get_color()))[0] < 0.8  # blue to violet
+    few = axes()  # two fractions have the colours that they have among six
+    plots.curves(few, corrupted(networks=1, orders=2).query("corruption in (0, 1)"), hue="corruption")
+    assert [line.get_color() for line in few.lines] == [ax.lines[0].get_color(), ax.lines[-1].get_color()]
 
 
 # ------------------------------------------------------------------------------------------------------ words
@@ -852,6 +925,10 @@ def test_the_note_gives_ranges_and_networks_per_setting():
     assert plots.note(devices.iloc[[0]]).endswith("1 network · CPU")
     models = pd.DataFrame([recipe("a"), recipe("b", **CONVNET)])
     assert plots.note(models).startswith("digits + cifar10-jpeg · MLP 2×128 + ConvNet 1/8 width · ")
+    arms = pd.DataFrame([recipe(str(lr), batch_norm=lr > 0.002, lr=lr, batch_size=64) for lr in (0.001, 0.004)])
+    assert "· learning rate 0.004, without batch norm 0.001 ·" in plots.note(arms)
+    settings = pd.DataFrame([recipe(f"{lr}{size}", lr=lr, batch_size=size) for lr in (0.1, 1) for size in (32, 64)])
+    assert "· learning rate 0.1–1 · batch size 32–64 ·" in plots.note(settings)
 
 
 def test_layers_are_named_by_depth():

@@ -10,6 +10,7 @@ from repro.claims.tables import (
     alive_units,
     areas_of,
     arm_means,
+    chance,
     correlations,
     corruption_arms,
     curves_of,
@@ -53,10 +54,9 @@ def _c2(table, boot):
     which accuracy is half way to chance (one in ten, unless a column `classes` tells). Partly: one of the two.
     """
     arms, fractions = corruption_arms(table, least=0.4)
-    chance = 1 / table["classes"].iloc[0] if "classes" in table else 0.1  # the data sets of the figures have ten
     log_scales, censored = {network: [] for network in arms.index}, 0
     for (network, _), curve in curves_of(table, "network", "repeat", x="scale"):
-        scale, outside = _half_way(*curve, chance)
+        scale, outside = _half_way(*curve, chance(table))
         log_scales[network].append(np.log(scale))
         censored += outside
     values = boot.networks([boot.orders(v) for v in log_scales.values()], arms)

@@ -89,6 +89,11 @@ def settings_of(table, boot):
     return np.moveaxis(values, -1, 0), [f"{len(networks)} networks in {len(means)} settings, which are drawn too"]
 
 
+def chance(table):
+    """Accuracy of guessing: a tenth, unless a column `classes` tells their number (the data sets of the figures have ten)."""
+    return 1 / table["classes"].iloc[0] if "classes" in table else 0.1
+
+
 def alive_units(table, *columns):
     """Units that are not dead and have a value in every column, and a note on the others."""
     one_row(table, "network", "layer", "unit")

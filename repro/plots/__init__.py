@@ -9,10 +9,10 @@
 Every drawing function takes axes and a table, and writes under the axes what the table was made from.
 """
 
-from repro.plots.dots import auc_against, importance, per_network, scatter
+from repro.plots.dots import auc_against, importance, per_network, rank_correlations, scatter
 from repro.plots.figure import Figure
 from repro.plots.lines import curves, noise, spread, training
-from repro.plots.means import means, rank_correlations
+from repro.plots.means import means
 from repro.plots.shapes import by_depth, distributions
 from repro.plots.words import depth, layer_name, note
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, LogLocator
 
 from repro.plots import style as look
 from repro.plots import words
@@ -47,7 +47,8 @@ def per_network(table, normalize=False):
 
 
 def scatter(ax, table, x, y, hue=None, lines=False):
-    """Draw one dot a row, with Spearman's rank correlation in the emptiest corner.
+    """Draw one dot a row, with Spearman's rank correlation in the emptiest corner; where dots are units coloured by layer,
+    also the mean of those within the layers of each network, which may have another sign.
 
     Parameters
     ----------
@@ -63,7 +64,8 @@ def scatter(ax, table, x, y, hue=None, lines=False):
         one with many values (but for the layer).
     """
     data = table.assign(_x=words.values(table, x), _y=words.values(table, y))
-    if hue == "layer":
+    layers = hue == "layer"
+    if layers:
         hue, data = "depth", data.assign(depth=words.depth(table))
     data = data[np.isfinite(data["_x"]) & np.isfinite(data["_y"])]
     if data.empty:
@@ -88,20 +90,46 @@ def scatter(ax, table, x, y, hue=None, lines=False):
         for level in found:
             _regression(ax, data[data[hue] == level], palette[level], thin=len(found) > 12)
     elif lines:
-        _regression(ax, data, "#333333", thin=False)
+        _regression(ax, data, look.DARK, thin=False)
     ax.set(xlabel=words.label(x), ylabel=words.outcome_label(table, y))
+    if x == "selectivity":
+        ax.set_xlim(-0.02, 1.02)
+        ax.xaxis.set_major_locator(FixedLocator(np.linspace(0, 1, 6)))
     look.plain_ticks(ax.xaxis)
     look.plain_ticks(ax.yaxis)
     if hue:
         look.level_key(ax, hue, palette, linestyle="", marker="o")
-    rho = f"{spearman(data['_x'], data['_y']):.2f}".replace("-", "−")
-    look.in_emptiest_corner(ax, f"Spearman ρ = {rho} (all dots)", data)
+    text = f"Spearman ρ = {words.rho(spearman(data['_x'], data['_y']))} (all dots)"
+    if layers and "network" in data:
+        text += f"\nρ = {words.rho(rank_correlations(data, '_x', '_y').rho.mean())} (within layers)"
+    look.in_emptiest_corner(ax, text, data)
     look.corner_note(ax, words.note(table) + words.left_out(table, x, y) + LINES * lines)
 
 
 def spearman(x, y):
     """Spearman's rank correlation of two Series."""
     return x.rank().corr(y.rank())
+
+
+def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
+    """Spearman's ρ of two columns over the units of each network and layer (or what `by` names).
+
+    Returns
+    -------
+    DataFrame
+        The first row of each group, with a column `rho`; dead units (NaN) do not count, and where no others are
+        left, `rho` is NaN.
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    words.require(table, x, y, *by)
+
+    def rho_of(units):
+        alive = units.dropna()
+        return spearman(alive[x], alive[y])
+
+    units = table.assign(**{column: words.values(table, column) for column in (x, y)})
+    rho = units.groupby(by, sort=False)[[x, y]].apply(rho_of)
+    return table.drop_duplicates(by).merge(rho.rename("rho").reset_index(), on=by, how="left")
 
 
 def auc_against(ax, table, x="generalization_error", hue=None, normalize=False, lines=False):
@@ -122,8 +150,12 @@ def auc_against(ax, table, x="generalization_error", hue=None, normalize=False, 
     rows = per_network(table, normalize)
     scatter(ax, rows, x, "auc", hue, lines)
     ax.set_ylabel(words.label("auc_normalized" if normalize else "auc"))
-    what = "snapshot" if rows["network"].duplicated().any() else "network"
-    look.corner_note(ax, f"{words.note(table)} · one dot a {what}")
+    note = " · one dot a network"
+    if rows["network"].duplicated().any():
+        note = " · one dot a snapshot, one line a network"
+        for _, run in rows.sort_values("epoch").groupby("network"):
+            ax.plot(words.values(run, x), run["auc"], color=look.GREY, alpha=0.6, linewidth=0.7, zorder=1.5)
+    look.corner_note(ax, words.note(table) + note)
 
 
 def importance(ax, table, x="selectivity", y="delta_loss", lines=False):
@@ -147,16 +179,13 @@ def importance(ax, table, x="selectivity", y="delta_loss", lines=False):
     size = change.abs()
     heavy = size.max() > 12 * max(size.quantile(0.9), 1e-12)
     if heavy:
-        bend = 10.0 ** np.ceil(np.log10(max(size.quantile(0.75), size.max() * 1e-4)))
+        bend = 10.0 ** np.round(np.log10(max(size.quantile(0.75), size.max() * 1e-4)))
         ax.set_yscale("symlog", linthresh=bend, linscale=0.6)
     scatter(ax, table, x, y, "layer", lines)
     if heavy:
         _symlog_ticks(ax, bend, change)
-    if x == "selectivity":
-        ax.set_xlim(-0.02, 1.02)
-        ax.xaxis.set_major_locator(FixedLocator(np.linspace(0, 1, 6)))
     text = words.note(table) + words.left_out(table, x, y) + LINES * lines
-    look.corner_note(ax, text + (f" · y: linear within ±{words.number(bend)}" if heavy else ""))
+    look.corner_note(ax, text + (f" · y: log scale beyond ±{words.number(bend)}" if heavy else ""))
 
 
 def _dot(n):
@@ -168,23 +197,33 @@ def _dot(n):
 
 
 def _regression(ax, rows, color, thin):
+    """A line of least squares, as far as its own dots reach in x and in y."""
     x, y = rows["_x"].to_numpy(), rows["_y"].to_numpy()
     if len(x) < 3 or np.ptp(x) == 0:
         return
     slope, intercept = np.polyfit(x, y, 1)
-    grid = np.linspace(x.min(), x.max(), 60)  # many points: on a symlog axis the line is bent
-    width = 0.9 if thin else 1.5
-    halo = [Stroke(linewidth=width + 1.2, foreground="white", alpha=0.9), Normal()]
-    ax.plot(grid, intercept + slope * grid, color=color, linewidth=width, path_effects=halo, zorder=3)
+    grid = np.linspace(x.min(), x.max(), 200)  # many points: on a symlog axis the line is bent
+    line = intercept + slope * grid
+    seen = (line >= y.min()) & (line <= y.max())
+    # Of few lines each stands out from the dots; the rims of many would cover them.
+    rim = [] if thin else [Stroke(linewidth=2.7, foreground="white", alpha=0.9), Normal()]
+    ax.plot(grid[seen], line[seen], color=color, linewidth=0.9 if thin else 1.5, path_effects=rim, zorder=3)
 
 
 def _symlog_ticks(ax, bend, change):
-    """Ticks at 0 and at a few powers of ten either side, as many as there is room for."""
-    first = int(np.round(np.log10(bend)))
-    ticks = [0.0]
+    """Ticks at 0 and at a few powers of ten either side, as many as there is room for, and small ones between them; where there
+    are few powers of ten, also at three times those."""
+    steps = (1, 3) if change.abs().max() < 100 * bend else (1,)
+    ticks, small = [0.0], []
     for sign, end in ((1, change.max()), (-1, -change.min())):
-        powers = range(first, int(np.floor(np.log10(end))) + 1) if end >= bend else []
-        step = 1 if len(powers) <= 4 else 2
-        ticks += [sign * 10.0**power for power in powers[::step]]
+        if end >= bend:
+            large = _log_ticks(bend, end, steps)
+            ticks += [*(sign * large[:: 1 if len(large) <= 4 else 2])]
+            small += [*(sign * _log_ticks(bend, end, range(2, 10)))]
     ax.yaxis.set_major_locator(FixedLocator(sorted(ticks)))
-    ax.yaxis.set_minor_locator(FixedLocator([]))
+    ax.yaxis.set_minor_locator(FixedLocator(sorted(small)))
+
+
+def _log_ticks(low, high, steps):
+    ticks = LogLocator(subs=steps).tick_values(low, high)
+    return ticks[(ticks >= low * 0.99) & (ticks <= high)]

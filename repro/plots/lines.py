@@ -3,10 +3,12 @@
 import numpy as np
 from matplotlib.ticker import FixedLocator, LogLocator
 
+from repro.claims.tables import chance
 from repro.plots import style as look
 from repro.plots import words
 from repro.plots.dots import per_network
 
+THIN = {"linewidth": 0.6, "alpha": 0.55, "zorder": 2.2}  # lines of single networks
 DASHES = ["-", (0, (3, 1.6)), (0, (1, 1.3)), (0, (4, 1.3, 1, 1.3))]
 
 
@@ -60,14 +62,14 @@ def curves(ax, table, hue=None, style=None, y="accuracy", vlines=(), each=False)
     y : str
         "accuracy", "accuracy_top5" or "loss".
     vlines : float or sequence of float
-        Where to draw dashed vertical lines; a level of `hue` gives its line its colour (Fig. 5a).
+        Where to draw dotted vertical lines; a level of `hue` gives its line its colour (Fig. 5a).
     each : bool
         Draw a thin line for every network in place of the band (Fig. 3a).
     """
     palette = _lines(ax, table, "fraction_ablated", y, "order", hue, style, each)
     for x in np.atleast_1d(vlines):
         color = next((color for level, color in palette.items() if level == x), look.GREY)
-        ax.axvline(x, color=color, linewidth=0.9, linestyle=(0, (4, 2.5)), zorder=1.5)
+        ax.axvline(x, color=color, linewidth=1.1, linestyle=(0, (1, 1.8)), zorder=1.5)
     ax.set_xlim(0, 1)
     look.plain_ticks(ax.xaxis)
     # The number beside the fraction, where there is but one.
@@ -75,14 +77,17 @@ def curves(ax, table, hue=None, style=None, y="accuracy", vlines=(), each=False)
     total = f" of {units[0]:,.0f}" if len(units) == 1 and table["fraction_ablated"].max() == 1 else ""
     ax.set_xlabel(f"units ablated (fraction{total})")
     _accuracy_axis(ax, table, y)
-    lines = " · vertical: level of the same colour" if np.size(vlines) else ""
+    lines = (
+        f" · dotted: {words.label(hue).split(' (')[0] if hue else 'marks'} of that colour" if np.size(vlines) else ""
+    )
     look.corner_note(ax, f"{words.note(table)} · {'thin: each network' if each else 'band: SD over orders'}{lines}")
 
 
 def noise(ax, table, hue=None, style=None, y="accuracy"):
     """Draw accuracy against the scale of the noise on every unit, on a logarithmic axis (Fig. 2).
 
-    Accuracy without noise has no place on that axis: dots at the left edge show it, over a tick labelled 0.
+    Accuracy without noise has no place on that axis: dots at the left edge show it, over a tick labelled 0. A grey line is
+    half way from there to chance, where networks are compared.
 
     Parameters
     ----------
@@ -101,7 +106,7 @@ def noise(ax, table, hue=None, style=None, y="accuracy"):
     low, high = noisy["scale"].min(), noisy["scale"].max()
     ax.set_xscale("log")
     ticks = [tick for tick in LogLocator().tick_values(low, high) if low * 0.99 <= tick <= high * 1.01]
-    left = low
+    left, note = low, f"{words.note(table)} · band: SD over runs"
     if (table["scale"] == 0).any():
         zero = low / (high / low) ** 0.13
         left = zero / (high / low) ** 0.08
@@ -119,6 +124,11 @@ def noise(ax, table, hue=None, style=None, y="accuracy"):
             }
             ax.plot(zero * (high / low) ** shift, mean * words.factor(y), "o", **dot)
         ticks = [zero, *ticks]
+        note += " · dots: without noise"
+        if y == "accuracy":
+            half = (intact.groupby("network")[y].mean().mean() + chance(table)) / 2
+            ax.axhline(half * 100, color=look.GREY, linewidth=0.8, linestyle=(0, (1, 1.8)), zorder=1.5)
+            note += " · dotted: half way to chance"
         # The axis is broken between 0 and where the logarithm begins.
         gap = {"marker": [(-1, -2), (1, 2)], "markersize": 6, "markeredgewidth": 0.7, "color": "#888888"}
         ax.plot(low / (high / low) ** 0.05, 0, transform=ax.get_xaxis_transform(), clip_on=False, **gap)
@@ -129,13 +139,13 @@ def noise(ax, table, hue=None, style=None, y="accuracy"):
     ax.set_xlim(left, high * 1.05)
     ax.set_xlabel(words.label("scale"))
     _accuracy_axis(ax, table, y)
-    look.corner_note(ax, f"{words.note(table)} · band: SD over runs")
+    look.corner_note(ax, note)
 
 
 def training(ax, table, log=True, normalize=False):
     """Draw training and test loss (left axis) and the AUC (right axis) against the epoch (Fig. 4a).
 
-    Means over networks with bands of one SD; dotted lines mark the lowest test loss and the highest AUC.
+    Bold are means over networks, thin each network, whose lowest test loss and highest AUC are marked by dots.
 
     Parameters
     ----------
@@ -154,23 +164,27 @@ def training(ax, table, log=True, normalize=False):
     data = per_network(table, normalize)
     data = data.assign(**{column: words.floats(data, column) for column in ("epoch", "train_loss", "test_loss")})
     right = ax.twinx()
+    ax.set_zorder(right.get_zorder() + 1)  # or the AUC's lines would cover those of the loss
+    ax.patch.set_visible(False)
     series = {
-        "training loss": (ax, "train_loss", look.OKABE_ITO[4], "-"),
-        "test loss": (ax, "test_loss", look.OKABE_ITO[0], "-"),
-        "AUC": (right, "auc", look.OKABE_ITO[5], "-"),
+        "training": (ax, "train_loss", look.OKABE_ITO[4], DASHES[1]),
+        "test": (ax, "test_loss", look.OKABE_ITO[0], DASHES[0]),
+        "AUC": (right, "auc", look.OKABE_ITO[5], DASHES[0]),
     }
-    entries = {}
+    entries, dot = (
+        {},
+        {"marker": "o", "markersize": 3.4, "markeredgecolor": "white", "markeredgewidth": 0.5, "zorder": 4},
+    )
     for name, (axes, column, color, dashes) in series.items():
-        points = data.groupby("epoch")[column].agg(["mean", "std"]).fillna({"std": 0.0})
-        axes.plot(points.index, points["mean"], color=color, linestyle=dashes)
-        low, high = points["mean"] - points["std"], points["mean"] + points["std"]
-        axes.fill_between(points.index, low, high, color=color, alpha=0.18, linewidth=0)
+        runs = data.pivot(index="epoch", columns="network", values=column)
+        axes.plot(runs, color=color, linestyle=dashes, **THIN)
+        axes.plot(runs.mean(axis=1), color=color, linestyle=dashes)
         entries[name] = {"color": color, "linestyle": dashes}
         if column != "train_loss":
-            best = points["mean"].idxmax() if column == "auc" else points["mean"].idxmin()
-            ax.axvline(best, color=color, linewidth=0.8, linestyle=(0, (1, 1.6)), zorder=1.2)
-            dot = {"markeredgecolor": "white", "markeredgewidth": 0.7, "zorder": 4, "clip_on": False}
-            axes.plot(best, points["mean"][best], "o", color=color, **dot)
+            best = runs.idxmax() if column == "auc" else runs.idxmin()
+            axes.plot(
+                best, runs.max() if column == "auc" else runs.min(), linestyle="", color=color, clip_on=False, **dot
+            )
     first, last = data["epoch"].min(), data["epoch"].max()
     if log:
         log_epochs(ax, data["epoch"])
@@ -184,8 +198,10 @@ def training(ax, table, log=True, normalize=False):
     right.spines["left"].set_visible(False)
     right.set_ylabel(words.label("auc_normalized" if normalize else "auc"), color=look.OKABE_ITO[5])
     ax.set(xlabel="epoch", ylabel="loss (nats)")
-    look.key(ax, "mean over networks (AUC: right axis)", entries)
-    look.corner_note(ax, f"{words.note(table)} · band: SD over networks · dotted: lowest test loss, highest AUC")
+    look.key(ax, "loss (left axis) and AUC (right)", entries)
+    look.corner_note(
+        ax, f"{words.note(table)} · bold: mean, thin: each network · dots: its lowest test loss, its highest AUC"
+    )
     return right
 
 
@@ -211,9 +227,12 @@ def _lines(ax, table, x, y, over, hue, style, each):
     points = spread(table, x, y, over, by)
     palette = look.colors(hue, look.levels(table, hue)) if hue else {None: look.OKABE_ITO[0]}
     dashes = dict(zip(look.levels(table, style), DASHES, strict=False)) if style else {None: DASHES[0]}
-    thin = {"linewidth": 0.6, "alpha": 0.55, "zorder": 2.2}
     if style and len(dashes) < len(look.levels(table, style)):
         raise ValueError(f"style: expected a column of at most {len(DASHES)} levels, {style!r} has more")
+    # A name in both columns ("random") is one curve, to which others are compared; the key of dashes tells it.
+    both = {level for level in palette if isinstance(level, str) and level in dashes and hue != style}
+    palette |= dict.fromkeys(both, look.DARK)
+    alpha = 0.2 if len(palette) <= 3 else 0.11  # many bands lie on one another
     for level, color in palette.items():
         for kind, dash in dashes.items():
             chosen = {column: value for column, value in ((hue, level), (style, kind)) if column}
@@ -225,12 +244,10 @@ def _lines(ax, table, x, y, over, hue, style, each):
             if each:
                 for _, network in _where(table, chosen).groupby("network"):
                     line = network.groupby(x)[y].mean() * factor
-                    ax.plot(line.index, line, color=color, linestyle=dash, **thin)
+                    ax.plot(line.index, line, color=color, linestyle=dash, **THIN)
             else:
-                band = {"color": color, "alpha": 0.2, "linewidth": 0, "zorder": 2}
+                band = {"color": color, "alpha": alpha, "linewidth": 0, "zorder": 2}
                 ax.fill_between(rows[x], mean - std, mean + std, **band)
-    # A name in both columns ("random") is one curve: the key of dashes tells it, with its colour.
-    both = {level for level in palette if isinstance(level, str) and level in dashes and hue != style}
     if hue:
         look.level_key(ax, hue, {level: color for level, color in palette.items() if level not in both}, linestyle="-")
     if style:

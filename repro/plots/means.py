@@ -1,15 +1,19 @@
 """A number a network against another: dots for networks, lines through their means (later work, X2 to X5)."""
 
-from matplotlib.ticker import FixedLocator, MaxNLocator
+import numpy as np
+from matplotlib.ticker import FixedLocator
+from matplotlib.transforms import ScaledTranslation
 
 from repro.plots import style as look
 from repro.plots import words
-from repro.plots.dots import spearman
 from repro.plots.lines import log_epochs
 
 
 def means(ax, table, x, y, hue=None, scale="linear"):
     """Draw one dot a row and lines through the means at each `x`.
+
+    Dots of different levels stand side by side where there are few levels, and so do networks where each has several rows;
+    then a dash marks the mean of each network. Many levels get no dots, but a bold line through the means of all.
 
     Parameters
     ----------
@@ -32,44 +36,56 @@ def means(ax, table, x, y, hue=None, scale="linear"):
     if data.empty:
         raise ValueError(f"table: expected rows with {x} and {y}, found none")
     palette = look.colors(hue, look.levels(data, hue)) if hue else {None: look.OKABE_ITO[0]}
-    dots = {"marker": "o", "linestyle": "", "markersize": 3, "markeredgewidth": 0, "alpha": 0.45}
-    for level, color in palette.items():
+    many = len(palette) > look.MOST_NAMED
+    for shift, (level, color) in zip(_side_by_side(len(palette)), palette.items(), strict=True):
         rows = data[data[hue] == level] if hue else data
-        ax.plot(rows["_x"], rows["_y"], color=color, zorder=2, **dots)
+        if not many:
+            _dots(ax, rows, color, shift)
         line = rows.groupby("_x")["_y"].mean()
-        ax.plot(line.index, line, color=color, linewidth=1.4, zorder=3)
+        ax.plot(line.index, line, color=color, linewidth=0.9 if many else 1.4, zorder=3)
+    if many:
+        line = data.groupby(["_x", hue])["_y"].mean().groupby("_x").mean()
+        ax.plot(line.index, line, color=look.DARK, linewidth=2.2, zorder=4)
+    values = sorted(data["_x"].unique())
     if scale == "log":
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(FixedLocator(sorted(data["_x"].unique())))
+        ax.xaxis.set_major_locator(FixedLocator(values))
         ax.xaxis.set_minor_locator(FixedLocator([]))
     elif scale == "epochs":
         log_epochs(ax, data["_x"])
-    elif x == "depth":
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    elif len(values) <= 12:
+        ax.xaxis.set_major_locator(FixedLocator(values))
     look.plain_ticks(ax.xaxis)
     look.plain_ticks(ax.yaxis)
     ax.set(xlabel=words.label(x), ylabel=words.label(y))
     if hue:
         look.level_key(ax, hue, palette, linestyle="-")
-    look.corner_note(ax, f"{words.note(table)} · dots: networks, lines: means")
+    several = "network" in data and data.duplicated(["network", "_x", *([hue] if hue else [])]).any()
+    dots = "bold: mean of all" if many else "dash: mean of a network" if several else "dots: networks"
+    look.corner_note(ax, f"{words.note(table)} · {dots} · lines: means")
 
 
-def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
-    """Spearman's ρ of two columns over the units of each network and layer (or what `by` names).
+def _dots(ax, rows, color, shift):
+    """Dots at each x, shifted by so many points; those of networks with several rows apart from one another."""
+    dots = {"marker": "o", "linestyle": "", "markersize": 3, "markeredgewidth": 0, "alpha": 0.45, "zorder": 2}
+    dash = {"marker": "_", "linestyle": "", "markersize": 5, "markeredgewidth": 1.2, "zorder": 2.5}
 
-    Returns
-    -------
-    DataFrame
-        The first row of each group, with a column `rho`; dead units (NaN) do not count, and where no others are
-        left, `rho` is NaN.
-    """
-    by = [by] if isinstance(by, str) else list(by)
-    words.require(table, x, y, *by)
+    def beside(points):
+        return ax.transData + ScaledTranslation(points / 72, 0, ax.figure.dpi_scale_trans)
 
-    def rho_of(units):
-        alive = units.dropna()
-        return spearman(alive[x], alive[y])
+    ax.update_datalim(rows[["_x", "_y"]].to_numpy())  # which moved artists do not tell
+    ax.autoscale_view()
+    if "network" not in rows or not rows.duplicated(["network", "_x"]).any():
+        ax.plot(rows["_x"], rows["_y"], color=color, transform=beside(shift), **dots)
+        return
+    rank = rows.groupby("_x")["network"].transform(lambda names: names.factorize()[0])
+    for i, more in enumerate(_side_by_side(rank.max() + 1)):
+        network = rows[rank == i]
+        mean = network.groupby("_x")["_y"].mean()
+        ax.plot(network["_x"], network["_y"], color=color, transform=beside(shift + more), **dots)
+        ax.plot(mean.index, mean, color=look.DARK, transform=beside(shift + more), **dash)
 
-    units = table.assign(**{column: words.values(table, column) for column in (x, y)})
-    rho = units.groupby(by, sort=False)[[x, y]].apply(rho_of)
-    return table.drop_duplicates(by).merge(rho.rename("rho").reset_index(), on=by, how="left")
+
+def _side_by_side(n, apart=3.6):
+    """Shifts in points of n things around one place."""
+    return (np.arange(n) - (n - 1) / 2) * apart

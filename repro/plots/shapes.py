@@ -41,12 +41,13 @@ def distributions(ax, table, column="selectivity", hue="batch_norm"):
     column : str
         "selectivity" or "mutual_information".
     hue : str
-        Column whose levels are compared; the dashed lines stand at their medians.
+        Column whose levels are compared; the dashed lines stand at their medians, of mutual information at their means, which
+        is what C6 is about.
     """
     data, grid, low, high = _alive(table, column)
     words.require(data, "network", hue)
     palette = look.colors(hue, look.levels(data, hue))
-    entries = {}
+    entries, center = {}, "mean" if column == "mutual_information" else "median"
     thin = {"linewidth": 0.6, "alpha": 0.55, "zorder": 2}
     dashed = {"linewidth": 1, "dashes": (3, 1.8), "zorder": 3}
     for level, color in palette.items():
@@ -54,11 +55,11 @@ def distributions(ax, table, column="selectivity", hue="batch_norm"):
         for _, network in rows.groupby("network"):
             ax.plot(grid, density(network["_x"], grid, low, high), color=color, **thin)
         pooled = density(rows["_x"], grid, low, high)
-        median = rows["_x"].median()
+        middle = rows["_x"].agg(center)
         ax.fill_between(grid, pooled, color=color, alpha=0.13, linewidth=0, zorder=1.5)
         ax.plot(grid, pooled, color=color, linewidth=1.9, zorder=3)
-        ax.plot([median, median], [0, np.interp(median, grid, pooled)], color=color, **dashed)
-        entries[f"{words.level_name(hue, level)} (median {median:.2f})"] = {"color": color, "linewidth": 1.9}
+        ax.plot([middle, middle], [0, np.interp(middle, grid, pooled)], color=color, **dashed)
+        entries[f"{words.level_name(hue, level)} ({center} {middle:.2f})"] = {"color": color, "linewidth": 1.9}
     ax.set_xlim(grid[0], grid[-1])
     ax.set_ylim(bottom=0)
     look.plain_ticks(ax.xaxis)
@@ -66,7 +67,7 @@ def distributions(ax, table, column="selectivity", hue="batch_norm"):
     per = " (per bit)" if column == "mutual_information" else ""
     ax.set(xlabel=words.label(column), ylabel=f"density of units{per}")
     look.key(ax, words.label(hue), entries)
-    look.corner_note(ax, f"{words.note(table)} · thin: each network{words.left_out(table, column)}")
+    look.corner_note(ax, f"{words.note(table)} · thin: each network · dashed: {center}{words.left_out(table, column)}")
 
 
 def by_depth(ax, table, column="selectivity"):

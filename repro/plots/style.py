@@ -22,6 +22,7 @@ from repro.plots import words
 STYLE = Path(__file__).parents[1] / "house.mplstyle"
 OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 GREY = "#767676"
+DARK = "#333333"
 NOTE_SIZE = 6  # points
 MOST_NAMED = 6  # levels of a numeric column that a key names one by one; more become a gradient
 
@@ -47,9 +48,9 @@ def _numeric(found):
 def colormap(column):
     """The colour map of a numeric column, cut to the part that is easily seen on white."""
     name, low, high = {
-        "corruption": ("viridis", 0.18, 0.93),  # clean is dark blue, fully corrupted bright
-        "depth": ("flare", 0.0, 1.0),  # early is light
-    }.get(column, ("crest_r", 0.0, 0.92))
+        "corruption": ("viridis", 0.05, 0.78),  # clean is dark, fully corrupted bright
+        "depth": ("flare", 0.12, 1.0),  # early is light
+    }.get(column, ("crest_r", 0.0, 0.8))
     return ListedColormap(sns.color_palette(name, as_cmap=True)(np.linspace(low, high, 256)), f"house_{name}")
 
 
@@ -64,14 +65,15 @@ def norm(column, found):
 def colors(column, found):
     """A colour for each level of a column.
 
-    Two levels, and levels that are no numbers, get the colours of Okabe and Ito; numbers a sequential map.
+    Two levels, and levels that are no numbers, get the colours of Okabe and Ito; numbers a sequential map, and so do layers
+    and fractions of corrupted labels however few, so that they look the same in every figure.
 
     Raises
     ------
     ValueError
         If more levels are no numbers than there are colours.
     """
-    if column == "depth" or (_numeric(found) and len(found) > 2):
+    if column in ("depth", "corruption") or (_numeric(found) and len(found) > 2):
         scale, cmap = norm(column, found), colormap(column)
         return {level: cmap(float(scale(level))) for level in found}
     if len(found) > len(OKABE_ITO):
@@ -86,30 +88,34 @@ def plain_ticks(axis):
 
 
 class _Gradient(HandlerBase):
-    """Draws a colour map as a bar in place of a legend's handle."""
+    """Draws colours as a bar in place of a legend's handle."""
+
+    def __init__(self, colors):
+        super().__init__()
+        self.colors = colors
 
     def create_artists(self, legend, handle, xdescent, ydescent, width, height, fontsize, trans):
-        steps = 48
+        steps = len(self.colors)
         return [
             Rectangle(
                 (-xdescent + width * i / steps, -ydescent + 0.15 * height),
                 width * (1.0 if i == steps - 1 else 1.5) / steps,  # overlap, or hairlines show between them
                 0.7 * height,
-                facecolor=handle.get_cmap()((i + 0.5) / steps),
+                facecolor=color,
                 linewidth=0,
                 transform=trans,
             )
-            for i in range(steps)
+            for i, color in enumerate(self.colors)
         ]
 
 
 def gradient_key(ax, title, column, found):
-    """Write the key of a numeric column with many levels: a bar of its colours, and what they span."""
-    handle = mpl.cm.ScalarMappable(norm(column, found), colormap(column))
-    log = ", log scale" if isinstance(handle.norm, LogNorm) else ""
+    """Write the key of a numeric column with many levels: a bar of their colours, and what they span."""
+    handle = Rectangle((0, 0), 1, 1)
+    log = ", log scale" if isinstance(norm(column, found), LogNorm) else ""
     factor = words.factor(column)
     low, high = (words.rough(end * factor) for end in (min(found), max(found)))
-    handlers = {type(handle): _Gradient()}
+    handlers = {Rectangle: _Gradient(list(colors(column, found).values()))}
     return _place(ax, _legend(ax, [handle], [f"{low} to {high}{log}"], title, 1, handlelength=7, handler_map=handlers))
 
 
@@ -204,7 +210,7 @@ def named(ax, gid):
 
 def corner_note(ax, text):
     """Write (or replace) the small grey note under the label of the x axis, as wide as the axes at most."""
-    text = wrap(text, width(ax), NOTE_SIZE, " · ")
+    text = wrap(text, 0.97 * width(ax), NOTE_SIZE, " · ")  # a renderer's letters are a little wider than their outlines
     if found := named(ax, "note"):
         found.set_text(text)
         return found
@@ -245,12 +251,15 @@ def level_key(ax, column, palette, **line):
 
 
 def in_emptiest_corner(ax, text, data, size=7):
-    """Write a line of text in the corner of the axes where the fewest points (`_x`, `_y` of `data`) lie; if any does, the
+    """Write a few lines of text in the corner of the axes where the fewest points (`_x`, `_y` of `data`) lie; if any does, the
     axes grow to make room for the text beside them."""
     ax.autoscale_view()  # else the points are not yet where they will be seen
     places = ax.transAxes.inverted().transform(ax.transData.transform(data[["_x", "_y"]].to_numpy()))
     corners = [(right, top) for top in (True, False) for right in (True, False)]
-    wide, high = 1.25 * text_width(text, size) / width(ax) + 0.06, 0.14  # the final layout may leave less room
+    lines = text.split("\n")
+    # The final layout may leave less room.
+    wide = 1.25 * max(text_width(line, size) for line in lines) / width(ax) + 0.06
+    high = 0.04 + 0.1 * len(lines)
 
     def crowd(corner):
         right, top = corner
@@ -267,9 +276,10 @@ def in_emptiest_corner(ax, text, data, size=7):
         text,
         transform=ax.transAxes,
         ha="right" if right else "left",
+        multialignment="right" if right else "left",
         va="top" if top else "bottom",
         size=size,
-        color="#333333",
+        color=DARK,
         bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.2},
         zorder=5,
     )

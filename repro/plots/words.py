@@ -125,6 +125,11 @@ def number(x):
     return f"{x:.4g}".replace("-", "−")
 
 
+def rho(x):
+    """Write a correlation: two digits, with a true minus sign."""
+    return f"{x:.2f}".replace("-", "−")
+
+
 def rough(x):
     """Write a number for the end of a range: two digits are enough below 1."""
     return number(float(f"{x:.2g}") if abs(x) < 1 else x)
@@ -183,18 +188,29 @@ def note(table):
     if "corruption" in table and table["corruption"].nunique() == 1 and table["corruption"].iloc[0] > 0:
         parts.append(f"{_range(table['corruption'] * 100)} % of labels corrupted")
     if "lr" in table and table["lr"].nunique() > 1:
-        parts.append(f"learning rate {rough(table['lr'].min())}–{rough(table['lr'].max())}")
+        parts.append(f"learning rate {_learning_rates(table)}")
+    if "batch_size" in table and table["batch_size"].nunique() > 1:
+        parts.append(f"batch size {_range(table['batch_size'])}")
     if "epochs" in table:
         early = "epoch" in table and (table["epoch"] != table["epochs"]).any()  # snapshots along training
         parts.append((f"after {_range(table['epoch'])} of " if early else "") + _count(table["epochs"], "epoch"))
     if "network" in table:
         parts.append(_networks(table))
+    devices = [table[column].dropna().unique() for column in table.filter(regex="_device$")]  # one of each analysis
+    if names := dict.fromkeys("CPU" if name in CPUS else name for some in devices for name in some):
+        parts.append(" + ".join(names))
     for analysis, name in MEASURED.items():
         some = table.get(f"{analysis}_on", pd.Series(dtype=object)).dropna().unique()
         parts += [f"{name} on {which}" for which in sorted(some) if "up to" in which]
-    devices = [table[column].dropna().unique() for column in table.filter(regex="_device$")]  # one of each analysis
-    names = dict.fromkeys("CPU" if name in CPUS else name for some in devices for name in some)
-    return " · ".join([*parts, " + ".join(names)] if names else parts)
+    return " · ".join(parts)
+
+
+def _learning_rates(table):
+    """ "0.003–1"; where each arm of batch norm has its own, "0.004, without batch norm 0.001"."""
+    arms = table.groupby("batch_norm")["lr"].unique().map(list) if "batch_norm" in table else {}
+    if len(arms) == 2 and all(len(rates) == 1 for rates in arms):
+        return f"{rough(arms[True][0])}, without batch norm {rough(arms[False][0])}"
+    return f"{rough(table['lr'].min())}–{rough(table['lr'].max())}"
 
 
 def _range(column, form=".4g"):
