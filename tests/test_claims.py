@@ -492,7 +492,7 @@ def test_orders_are_resampled_within_a_network():
     rows = [{"batch_norm": b, "train_accuracy": 1.0, "knee": 0.5} for b in (True, False)]
     result = check("C5b", curves(rows, orders=10, jitter=0.1))
     assert result.effects[0].high - result.effects[0].low > 0.05
-    assert "one network an arm: the interval reflects orders only" in result.notes
+    assert "one network per arm: the interval reflects orders only" in result.notes
 
 
 def test_arms_keep_their_number_of_networks():
@@ -531,7 +531,7 @@ def test_intervals_of_a_few_networks_hold_the_truth_as_often_as_they_say_with_st
 def test_a_note_says_where_student_comes_to_another_verdict():
     result = check("CA1", ca1([0.03, 0.06, 0.12]))
     assert result.verdict == YES
-    assert "with intervals as wide as Student's t has them for so few networks: partly" in result.notes
+    assert "with Student's t intervals: partly" in result.notes
     assert not any("Student" in note for note in check("C1", TABLES["C1"]).notes)
 
 
@@ -660,7 +660,7 @@ def test_what_stands_beside_the_rules():
 
     for claim in ("C4a", "C4b", "C5b", "CA1"):
         assert any("normalised AUC" in name for name in beside(claim, TABLES[claim]))
-    alone = beside("C4c", TABLES["C4c"])["ρ(AUC, test accuracy), settings alone drawn"]
+    alone = beside("C4c", TABLES["C4c"])["ρ(AUC, test accuracy), only settings resampled"]
     judged = check("C4c", TABLES["C4c"], resamples=100).effects[0]
     assert alone.estimate == judged.estimate and alone.low < alone.high
 

@@ -264,7 +264,7 @@ def test_one_network_an_arm_has_no_interval_where_nothing_varies_within_it():
     ):
         result = check(claim, table)
         assert all(np.isnan(effect.low) for effect in result.effects) and result.verdict == NO
-        assert "one network an arm: no interval" in result.notes
+        assert "one network per arm: no interval" in result.notes
 
 
 def test_units_without_an_image_of_their_preferred_class_are_left_out():

@@ -202,7 +202,7 @@ def _along_training(selectivity, importance, early, last):
 
 @claim("X5a", "x5", "lr", "batch_size", "train_accuracy", "test_accuracy", *CURVE, paper=CONTROL)
 def _x5a(table, boot):
-    """AUC tells test accuracy also when it is divided by unablated accuracy, and given training accuracy.
+    """AUC predicts test accuracy even when divided by unablated accuracy, and given training accuracy.
 
     Reproduced: both ρ above 0. Partly: one of the two.
     """
@@ -262,7 +262,7 @@ def _x5c(table, boot):
 
 @claim("X5d", "x5", "corruption", "directions", *CURVE, paper=CONTROL, per_dataset=True)
 def _x5d(table, boot):
-    """Networks that memorized fall faster, too, where random directions are taken from their layers and not units.
+    """Networks that memorized fall faster also when random directions, not units, are removed from their layers.
 
     Reproduced: AUC(0) − AUC(1) with random directions above 0. Partly: its estimate above 0.
     """

@@ -86,7 +86,7 @@ def _c3a(table, boot):
 
 @claim("C3b", "3b", "train_accuracy", "test_accuracy", *CURVE)
 def _c3b(table, boot):
-    """Networks trained alike have the lower an AUC the larger their generalization error.
+    """Among networks trained alike, AUC is the lower the larger the generalization error.
 
     Reproduced: ρ of normalised AUC and generalization error below 0. Partly: its estimate below 0.
     """
@@ -176,7 +176,7 @@ def _c4b(table, boot):
     paper="Spearman 0.914 †; among the best 1 / 5 / 10 of 48 in 13 / 83 / 98 % †; costs 1 ± 1.1 % †",
 )
 def _c4c(table, boot):
-    """Over learning rates and batch sizes, AUC tells test accuracy well enough to choose by it.
+    """Over learning rates and batch sizes, AUC predicts test accuracy well enough to choose by it.
 
     Reproduced: ρ of AUC and test accuracy above 0.5. Partly: above 0.
     """
@@ -190,8 +190,8 @@ def _c4c(table, boot):
     effects += [Effect(name, value, judged=False) for name, value in selection(area[0], test[0], boot.rng).items()]
     alone = boot.picks([0] * area.shape[1])
     draws = spearman(area[0, alone], test[0, alone])
-    effects.insert(1, Effect.of("ρ(AUC, test accuracy), settings alone drawn", draws, judged=False))
-    notes.append("networks and orders are drawn since Fig. 4c was first measured; before, settings alone were")
+    effects.insert(1, Effect.of("ρ(AUC, test accuracy), only settings resampled", draws, judged=False))
+    notes.append("since Fig. 4c was first measured, networks and orders are resampled, too; before, only settings were")
     return effects, grade(rho.above(0.5), rho.above(0)), notes
 
 

@@ -108,8 +108,8 @@ def size_notes(arms, within="orders"):
     sizes = pd.Series(arms).value_counts()
     each = f" in {len(sizes)} arms of at least {sizes.min()}" if len(sizes) > 1 else ""
     alone = f"the interval reflects {within} only" if within else "no interval"
-    few = {1: f"one network an arm: {alone}", 2: "two networks an arm: rough"}
-    few |= dict.fromkeys((3, 4), "few networks an arm: rather a 75 to 80 % interval")
+    few = {1: f"one network per arm: {alone}", 2: "two networks per arm: rough"}
+    few |= dict.fromkeys((3, 4), "few networks per arm: in effect a 75 to 80 % interval")
     return [f"networks: {sizes.sum()}{each}", *([few[sizes.min()]] if sizes.min() in few else [])]
 
 

@@ -15,7 +15,7 @@ from repro.evaluation import check_integer
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
 HOW = (
     "A bound is kept if the whole 95 % interval keeps it. Intervals are percentiles of a bootstrap over networks and, within "
-    "them, over orders, repeats or units; with three or four networks an arm they are too short, as such intervals are: read "
+    "them, over orders, repeats or units; with three or four networks per arm they are too short, as such intervals are: read "
     "them as 75 to 80 %. Where the wider intervals of Student's t lead to another verdict, a note says to which."
 )
 BEFOREHAND = (
@@ -220,7 +220,7 @@ def check(claim_id: str, table: pd.DataFrame, resamples: int = 2000, seed: int =
         verdict = NOT_REPRODUCED
         notes = [*notes, f"undefined, from constant or too few values: {', '.join(undefined)}"]
     elif widened != verdict:
-        notes = [*notes, f"with intervals as wide as Student's t has them for so few networks: {widened}"]
+        notes = [*notes, f"with Student's t intervals: {widened}"]
     if claim_id != "CA3" and "epochs" in table and table["epochs"].nunique() > 1:
         notes = [*notes, "the networks did not train equally long"]
     subject = ", ".join(subjects)
