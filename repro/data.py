@@ -70,6 +70,7 @@ def short_name(name: str) -> str:
     return str(name).removeprefix("folder:").rstrip("/").rsplit("/", 1)[-1]
 
 
+@torch.inference_mode(False)  # or nothing could be trained on what is loaded, and kept, inside a caller's
 def load(name: str, root: str | Path | None = None) -> Dataset:
     """Read a data set into memory.
 

@@ -56,6 +56,7 @@ class Missing(LookupError):
 # From recipes to a table ----------------------------------------------------------------------------------------------
 
 
+@torch.inference_mode(False)  # networks may have to be trained
 def measure(
     analysis: str,
     recipes: Iterable[Recipe],

@@ -194,6 +194,10 @@ def training_set(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
 
 def build(recipe: Recipe) -> nn.Module:
     """The untrained network of a recipe."""
+    if torch.get_default_dtype() != torch.float32:  # recipes say nothing of it
+        raise ValueError(
+            f"torch.set_default_dtype: expected torch.float32 for training, got {torch.get_default_dtype()}"
+        )
     dataset = data.load(recipe.dataset)
     return models.build(
         recipe.model,
@@ -510,6 +514,7 @@ def fastest():
         torch.backends.cudnn.benchmark = before
 
 
+@torch.inference_mode(False)  # a caller's would keep gradients away
 def train(recipe: Recipe) -> nn.Module:
     """Train the network of a recipe.
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from repro import data, selectivity, store, training
+from repro import data, experiment, selectivity, store, training
 from repro.training import Recipe, Run, train
 
 SMALL = dict(dataset="digits", n_train=128, batch_size=32, epochs=4)
@@ -106,6 +106,25 @@ def test_results_do_not_depend_on_the_thread_count():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
+
+
+def test_trains_inside_inference_mode_and_on_what_was_loaded_there(tmp_path, monkeypatch):
+    expected = train(MLP).state_dict()
+    data._load.cache_clear()
+    with torch.inference_mode():
+        assert same(train(MLP).state_dict(), expected)
+        monkeypatch.setenv("REPRO_STORE", str(tmp_path))
+        experiment.measure("history", [MLP])
+    assert same(train(MLP).state_dict(), expected)
+
+
+def test_another_default_dtype_is_named():
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(ValueError, match="torch.set_default_dtype: expected torch.float32"):
+            train(MLP)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("dropout", [0, 0.3])

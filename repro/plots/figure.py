@@ -267,7 +267,7 @@ def _palette(png):
     """A PNG with a palette of 256 colours, chosen for it: a third of the bytes, and hardly a difference to the eye."""
     content = io.BytesIO()
     with Image.open(io.BytesIO(png)) as picture:
-        picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(content, "PNG", optimize=True)
+        picture.convert("RGB").quantize(256).save(content, "PNG", optimize=True)
     return content.getvalue()
 
 

@@ -78,6 +78,7 @@ def _dots(ax, rows, color, shift):
     if "network" not in rows or not rows.duplicated(["network", "_x"]).any():
         ax.plot(rows["_x"], rows["_y"], color=color, transform=beside(shift), **dots)
         return
+    ax.margins(x=0.08)
     rank = rows.groupby("_x")["network"].transform(lambda names: names.factorize()[0])
     for i, more in enumerate(_side_by_side(rank.max() + 1)):
         network = rows[rank == i]
