@@ -105,20 +105,13 @@ def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tens
     first, *rest = links
     d = first.terms(h)  # (n, C, ...)
     z = first.sum(d).contiguous()  # (n, O, ...)
-    d = d.transpose(0, 1).contiguous()  # (C, n, ...)
-    active = (d != 0).reshape(*d.shape[:2], -1).any(2)  # (C, n)
-    counts = active.sum(1)
-    pairs = torch.from_numpy(np.flatnonzero(active.cpu())).to(y.device)  # torch's nonzero takes ten times as long
-    units = torch.repeat_interleave(counts)
-    images = pairs - len(y) * units
-    terms = d.flatten(0, 1).index_select(0, pairs)[:, None]  # (pairs, 1, ...)
+    units, images, terms, counts = _active_pairs(d)
     weights = first.weight.transpose(0, 1).contiguous().transpose(0, 1).split(1, dim=1)  # C times (O, 1, ...)
-    counts = counts.tolist()
     bounds = np.cumsum([0, *counts])
     starts = np.unique(bounds[:-1] * z[0].nbytes // room, return_index=True)[1].tolist()
-    change = torch.zeros(len(d), len(intact), dtype=torch.float64, device=y.device)
+    change = torch.zeros(len(counts), len(intact), dtype=torch.float64, device=y.device)
     waiting, scored = [], 0
-    for start, stop in zip(starts, [*starts[1:], len(d)], strict=True):
+    for start, stop in zip(starts, [*starts[1:], len(counts)], strict=True):
         some = slice(bounds[start], bounds[stop])
         changed = z.index_select(0, images[some])
         mine = changed.split(counts[start:stop]), terms[some].split(counts[start:stop]), weights[start:stop]
@@ -128,12 +121,23 @@ def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tens
             changed = link(changed)
         waiting.append(changed.T)  # (classes, pairs)
         bar.update((stop - start) * len(y))
-        if some.stop - scored >= SCORED or stop == len(d):
+        if some.stop - scored >= SCORED or stop == len(counts):
             these, scored = slice(scored, some.stop), some.stop
             found = image_scores(torch.cat(waiting, 1).T, y.index_select(0, images[these]))
             change.index_add_(0, units[these], (found - intact.index_select(1, images[these])).T.double())
             waiting = []
     return change.cpu()
+
+
+def _active_pairs(d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
+    """Pairs of a unit and an image where d (n, C, ...) is not 0, unit by unit: units (pairs,), images (pairs,), their d
+    (pairs, 1, ...), and how many pairs each unit has."""
+    d = d.transpose(0, 1).contiguous()  # (C, n, ...)
+    active = (d != 0).reshape(*d.shape[:2], -1).any(2)  # (C, n)
+    pairs = torch.from_numpy(np.flatnonzero(active.cpu())).to(d.device)  # torch's nonzero takes ten times as long
+    counts = active.sum(1)
+    units = torch.repeat_interleave(counts)
+    return units, pairs - d.shape[1] * units, d.flatten(0, 1).index_select(0, pairs)[:, None], counts.tolist()
 
 
 def cumulative(
@@ -208,6 +212,12 @@ def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool
     -------
     Series
         One area a curve, up to the curve's last point, indexed by `by`; NaN where `normalize` would divide by zero.
+
+    Raises
+    ------
+    ValueError
+        For missing columns, numbers that are not finite, fractions outside [0, 1], a `by` that does not tell curves apart, and
+        `normalize` where a curve has no point at fraction 0.
     """
     by = _check_curves(curves, by, normalize)
 
@@ -272,8 +282,10 @@ def _in_any(clamp, masks: dict[str, torch.Tensor], cut: Cut, bar, x, y, block: s
 
 
 def run_ablated(cut: Cut, tail: Tail, block: slice, masks, clamp, bar) -> Iterator[torch.Tensor]:
-    """Logits (sets, n, classes) of a block of n images with each of some sets of units ablated, {layer: bool (sets, C)}, by
-    running the rest of the network for as many sets at once as the budget allows."""
+    """Logits of a block of n images with one set of units after the other ablated; `masks` {layer: bool (sets, C)}.
+
+    The rest of the network is run for as many sets at once as the budget allows: yields (some sets, n, classes).
+    """
     n = block.stop - block.start
     values = {name: value if len(value) == 1 else value[block] for name, value in clamp.items()}
     image = max(tail.largest, *(shape.numel() for shape in cut.shapes.values())) * 4  # bytes
@@ -316,9 +328,16 @@ def _in_chain(links: Sequence[Link], curves, cut: Cut, bar, x, y, block: slice) 
 
 
 def _sort(links: Sequence[Link], times: Mapping[str, np.ndarray], at: Sequence[int]):
-    """The channels of a chain in the order of ablation, last first, so that those present always come first.
+    """A chain with its channels sorted by when they are ablated, the last ones first: those present always come first.
 
-    Returns the channels of each link so sorted, how many are present at each point, and the links.
+    Returns
+    -------
+    channels : list of Tensor
+        The sorted channels of every link, and of the logits.
+    present : list of list of int
+        At each point how many of each of these are present.
+    links : list of Link
+        With weights, values and constants sorted so.
     """
     widths = [(link.layer, link.shape[0]) for link in links] + [(None, len(links[-1].weight))]  # no logit is ablated
     times = [times.get(layer, np.full(width, at[-1])) for layer, width in widths]

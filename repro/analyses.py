@@ -63,11 +63,8 @@ ANALYSES = {
 OWN = {"single_unit": {}, "cumulative": {}, "noise": {"scales": [0, *np.logspace(-1.5, 1, 11)]}, "selectivity": {}}
 CHOOSY = ("selectivity", "weights")  # refuse some networks, and take little time: what goes first
 POINTS = ("orders", "steps", "repeats", "scales", "by")  # options that say how often the network is run
-ON_TEST_IMAGES = (
-    "single_unit",
-    "selectivity",
-    "class_drops",
-)  # as in the paper; the others judge a network without held-out data
+# As in the paper; the others judge a network without held-out data.
+ON_TEST_IMAGES = ("single_unit", "selectivity", "class_drops")
 
 
 def measure_model(
@@ -136,11 +133,13 @@ def measure_model(
 
 def _with_options(analyses: str | Iterable[str] | Mapping[str, dict]) -> dict[str, dict]:
     """{analysis: its options}, checked."""
-    names = [analyses] if isinstance(analyses, str) else list(analyses) if isinstance(analyses, Iterable) else [None]
-    options = analyses.values() if isinstance(analyses, Mapping) else ()
-    if not all(isinstance(name, str) for name in names) or not all(isinstance(some, Mapping) for some in options):
+    try:
+        names = [analyses] if isinstance(analyses, str) else analyses
+        given = dict(names) if isinstance(names, Mapping) else {name: {} for name in names}
+    except TypeError:  # no iterable, or of lists
+        given = {None: {}}
+    if not all(isinstance(name, str) and isinstance(options, Mapping) for name, options in given.items()):
         raise ValueError(f"analyses: expected names, or a dict of name to a dict of options, got {analyses!r}")
-    given = analyses if isinstance(analyses, Mapping) else {name: {} for name in names}
     wanted = {name: OWN.get(name, {}) | dict(options) for name, options in given.items()}
     if not wanted:
         raise ValueError(f"analyses: expected some of {', '.join(ANALYSES)}, got none")
@@ -182,8 +181,7 @@ def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | No
         )
     listed = list(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, Mapping | Set) else []
     integers = all(isinstance(i, int | np.integer) and 0 <= i < logits for i in listed)
-    right = integers and len(listed) == classes == len(set(listed))
-    if not right:
+    if not integers or not len(listed) == classes == len(set(listed)):
         raise ValueError(f"outputs: expected {classes} different integers from 0 to {logits - 1}, got {outputs!r}")
     return x, torch.as_tensor(listed)[check_labels(y, len(x), classes)]
 

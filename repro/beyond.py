@@ -177,9 +177,8 @@ def ranked(
     orders, names = [], []
     for name in by:
         ranks = units[name].fillna(-np.inf).groupby(units["layer"]).rank(method="first", pct=True)
-        ascending = (
-            units.loc[ranks.sort_values(kind="stable").index, ["layer", "unit"]].to_records(index=False).tolist()
-        )
+        in_order = units.loc[ranks.sort_values(kind="stable").index]
+        ascending = list(zip(in_order["layer"], in_order["unit"], strict=True))
         orders += [ascending, ascending[::-1]]
         names += [(name, "ascending"), (name, "descending")]
     curves = ablation.cumulative(model, x, y, layers, orders=orders, steps=steps)

@@ -59,7 +59,8 @@ class Dataset:
         """Keep the first ``n_train`` training images of a fixed shuffle (None: all, in their own order)."""
         if n_train is None:
             return self
-        if not isinstance(n_train, int | np.integer) or not 1 <= n_train <= len(self.y_train):
+        whole = isinstance(n_train, int | np.integer) and not isinstance(n_train, bool)
+        if not whole or not 1 <= n_train <= len(self.y_train):
             raise ValueError(f"n_train: expected 1 to {len(self.y_train)} for {self.name!r}, got {n_train!r}")
         keep = torch.from_numpy(np.random.default_rng(0).permutation(len(self.y_train))[:n_train])
         return replace(self, x_train=self.x_train[keep], y_train=self.y_train[keep])
@@ -203,17 +204,14 @@ def _imagenet(path: Path) -> Dataset:
 def _folder(path: Path):
     """An ImageFolder tree, or zips of one: ``train`` and ``test`` (or ``val``)."""
     train, test = (_find_split(path, names) for names in (("train",), ("test", "val")))
-    images, classes = zip(_read_split(train), _read_split(test), strict=True)
-    if set(classes[1]) - set(classes[0]):
-        extra = sorted(set(classes[1]) - set(classes[0]))
+    (x_train, labels_train), (x_test, labels_test) = _read_split(train), _read_split(test)
+    classes = sorted(set(labels_train))
+    if extra := sorted(set(labels_test) - set(classes)):
         raise ValueError(f"name: {test} has classes that {train} lacks: {', '.join(extra)}")
-    names = sorted(classes[0])
-    arrays = []
-    for x, labels in images:
-        arrays += [x, [names.index(label) for label in labels]]
-    if arrays[0].shape[1:] != arrays[2].shape[1:]:
+    if x_train.shape[1:] != x_test.shape[1:]:
         raise ValueError(f"name: images of {train} and {test} differ in size")
-    return *arrays, names
+    y_train, y_test = ([classes.index(label) for label in labels] for labels in (labels_train, labels_test))
+    return x_train, y_train, x_test, y_test, classes
 
 
 def _find_split(path: Path, names: tuple[str, ...]) -> Path:
@@ -228,7 +226,7 @@ def _find_split(path: Path, names: tuple[str, ...]) -> Path:
 
 
 def _read_split(path: Path):
-    """((images (N, C, H, W) uint8, label names), class names) of one split."""
+    """Images (N, C, H, W), uint8, and the name of each one's class, of one split."""
     files = list(_zip_files(path) if path.suffix == ".zip" else _tree_files(path))
     if not files:
         raise ValueError(f"name: no images in {path}; expected one folder a class with {' '.join(SUFFIXES)} files")
@@ -242,7 +240,7 @@ def _read_split(path: Path):
             )
         images.append(pixels)
         labels.append(label)
-    return (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels), sorted(set(labels))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels
 
 
 def _read_image(file: str, path: Path, read, convert):
@@ -323,7 +321,8 @@ def shuffle_labels(y: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
     no_labels = y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
     if y.ndim != 1 or no_labels or y.layout != torch.strided or y.device.type == "meta":
         raise ValueError(f"y: expected a vector of integer labels, got {y.dtype} of shape {tuple(y.shape)}")
-    if not isinstance(fraction, int | float | np.integer | np.floating) or not 0 <= fraction <= 1:  # also refuses NaN
+    number = isinstance(fraction, int | float | np.integer | np.floating) and not isinstance(fraction, bool)
+    if not number or not 0 <= fraction <= 1:  # also refuses NaN
         raise ValueError(f"fraction: expected a number in [0, 1], got {fraction!r}")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed: expected an integer >= 0, got {seed!r}")

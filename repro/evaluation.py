@@ -36,8 +36,8 @@ def evaluating(model: nn.Module):
 
 @contextlib.contextmanager
 def kept(model: nn.Module, weights: Iterable[torch.Tensor] = ()):
-    """Take back what is written into a model: attributes (a module's mode is one), entries of its dicts and lists, numbers of
-    its buffers, of other tensors and of these weights."""
+    """On leaving, undo what was written into a model: attributes of its modules (their mode is one), entries of their dicts and
+    lists, and the numbers in buffers, in other tensors and in `weights`."""
     own = [vars(module) for module in model.modules()]
     dicts = [*own, *(value for attributes in own for value in attributes.values() if isinstance(value, dict))]
     lists = [value for attributes in own for value in attributes.values() if isinstance(value, list)]
@@ -195,7 +195,7 @@ def check_value(value, name: str, shape: torch.Size, dtype: torch.dtype) -> torc
 
 
 def sequences(units: Sequence[tuple[str, int]], orders: int | Sequence, seed: int) -> list[list[tuple[str, int]]]:
-    """So many random orders of all units (layer, unit), or given sequences of different ones, at least one."""
+    """Orders of units (layer, unit): as many random ones of all units as `orders` says, or the sequences it holds, checked."""
     if isinstance(orders, int | np.integer):
         streams = [(check_integer("seed", seed, 0), order) for order in range(check_integer("orders", orders, 1))]
         return [[units[i] for i in np.random.default_rng(stream).permutation(len(units))] for stream in streams]
@@ -225,7 +225,8 @@ def check_scales(scales) -> list[float]:
     several = isinstance(scales, Sequence | np.ndarray | pd.Series) and not isinstance(scales, str) and np.ndim(scales)
     scales = list(scales) if several else [scales]
     largest = torch.finfo(torch.float32).max
-    wrong = [s for s in scales if not isinstance(s, int | float | np.integer | np.floating) or not 0 <= s <= largest]
+    numbers = (int, float, np.integer, np.floating)
+    wrong = [s for s in scales if isinstance(s, bool) or not isinstance(s, numbers) or not 0 <= s <= largest]
     if wrong or not scales:
         raise ValueError(f"scales: expected finite numbers >= 0, got {wrong[0] if wrong else 'none'!r}")
     return [float(scale) for scale in scales]
@@ -248,9 +249,8 @@ def image_scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     top = logits == largest[..., None]
     # Among equal logits the first counts; looking for it takes as long as all the rest, and it is seldom needed.
     correct = label == largest if top.count_nonzero() == largest.numel() else top.byte().argmax(-1) == y
-    loss = (
-        (logits - largest[..., None]).exp_().sum(-1).log_().add_(largest - label)
-    )  # in this order: small losses stay exact
+    # Summed in this order small losses stay exact.
+    loss = (logits - largest[..., None]).exp_().sum(-1).log_().add_(largest - label)
     found = [loss, correct.to(loss.dtype)]
     if logits.shape[-1] >= 100:
         earlier = torch.arange(logits.shape[-1], device=y.device) < y[:, None]
@@ -265,7 +265,7 @@ def scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def check_scores(sums: torch.Tensor, argument: str) -> None:
-    """Refuse sums of `scores` that are not finite, the fault of this argument: no table holds a NaN."""
+    """Raise a ValueError that blames `argument` if sums of `scores` are not finite: no table holds a NaN."""
     if not torch.isfinite(sums).all():
         raise ValueError(
             f"{argument}: expected one with finite outputs, found NaN, infinity, or a loss beyond all numbers"

@@ -44,17 +44,18 @@ def run(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -
                 output.unlink(missing_ok=True)  # what an earlier run left would be taken for this one's
                 running[name] = _start(name, output, parameters[name], environment), time.monotonic(), output
             for name, (process, start, output) in list(running.items()):
-                if process.exitcode is not None:
-                    del running[name]
-                    if process.exitcode and name not in stillborn and _never_began(output):
-                        stillborn.add(name)
-                        waiting.insert(0, name)
-                        continue
-                    results[name] = {
-                        "seconds": time.monotonic() - start,
-                        "error": _cause(output, process.exitcode) if process.exitcode else "",
-                        "output": output,
-                    }
+                if process.exitcode is None:
+                    continue
+                del running[name]
+                if process.exitcode and name not in stillborn and _never_began(output):
+                    stillborn.add(name)
+                    waiting.insert(0, name)
+                    continue
+                results[name] = {
+                    "seconds": time.monotonic() - start,
+                    "error": _cause(output, process.exitcode) if process.exitcode else "",
+                    "output": output,
+                }
             if time.monotonic() - shown > every:
                 _show_progress(bar, progress, len(names), len(results), running)
                 shown = time.monotonic()

@@ -102,6 +102,10 @@ def measure(
         Unknown analysis, split or option, an epoch a recipe does not have, no recipe.
     Missing
         With compute="nothing".
+    FloatingPointError
+        If the training of a network diverges.
+    repro.store.Damaged
+        If a stored table or network is damaged, or made from something else.
     """
     wanted = _list(analysis, recipes, split, epochs, images, compute, jobs, **options)
     tables = {w: store.read_columns(w.path, w.origin) for w in wanted}
@@ -196,7 +200,7 @@ class _Wanted:
         return f"{self.analysis} of {self.recipe.key}" + ("" if self.epoch is None else f" after epoch {self.epoch}")
 
     def columns(self, made: dict) -> dict:
-        """What stands in every row of the table, of whose making the store says `made`."""
+        """Columns that are the same in every row; `made` is what the store says of how the table was made."""
         epoch = self.recipe.epochs if self.epoch is None else self.epoch
         on = images_in_words(self.analysis, self.split, self.images)
         how = {f"{self.analysis}_device": made.get("device"), f"{self.analysis}_on": on}
@@ -206,14 +210,10 @@ class _Wanted:
         """Measure the network and store the table."""
         start = time.monotonic()
         dataset = data.load(self.recipe.dataset)
-        train, test = training_set(self.recipe), (dataset.x_test, dataset.y_test)
-        kind = ANALYSES[self.analysis]
-        chosen = [
-            some_of(part, self.images)
-            for part in ((train, test) if kind.both_splits else (dict(train=train, test=test)[self.split],))
-        ]
-        on = device()
-        arguments = [tensor.to(on) for part in chosen for tensor in part]
+        parts = {"train": training_set(self.recipe), "test": (dataset.x_test, dataset.y_test)}
+        kind, on = ANALYSES[self.analysis], device()
+        splits = parts if kind.both_splits else [self.split]
+        arguments = [tensor.to(on) for split in splits for tensor in some_of(parts[split], self.images)]
         table = kind.function(model.to(on), *arguments, **self.options)
         model.to("cpu")
         store.write_table(self.path, table, self.origin, _made(start))
@@ -303,13 +303,13 @@ def _workers(jobs: int) -> Iterator[dict[str, str | None]]:
         "REPRO_DATA": os.path.abspath(folder) if folder else None,
         "REPRO_DEVICE": os.environ.get("REPRO_DEVICE"),
     }
-    if address:  # what is not set here may be set there
-        shared = {name: value for name, value in shared.items() if value is not None}
     if not address:
         threads = max(1, torch.get_num_threads() // jobs)  # all cores are at work, none of them twice
         with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
             yield shared
         return
+    # What is not set here may be set there.
+    shared = {name: value for name, value in shared.items() if value is not None}
     from dask.distributed import Client
 
     with Client(address, set_as_default=True) as client:
@@ -369,6 +369,7 @@ def _tell(what: str, number: int) -> None:
             file.write(f"{what} {number}\n")
 
 
+@torch.inference_mode(False)  # it may have to be trained, or is to be
 def network(recipe: Recipe, epoch: int | None = None) -> nn.Module:
     """The network of a recipe, read from the store or trained now; `epoch`: as it was after so many epochs."""
     _check_recipes("recipe", [recipe], [] if epoch is None else [epoch], "epoch")
@@ -384,7 +385,8 @@ def _networks(recipe: Recipe, epochs: Sequence[int | None], quiet: bool = False)
         _train(recipe, [epoch for epoch in epochs if epoch is not None], quiet)
         models = {epoch: _read(recipe, epoch) for epoch in epochs}
     # Here and not where a network is trained: a process may be killed when it has written all, and its last state stays.
-    store.state_path(recipe.key).unlink(missing_ok=True)
+    if store.network_path(recipe.key).exists():  # else the state is that of a training which is to go on
+        store.state_path(recipe.key).unlink(missing_ok=True)
     return models
 
 
@@ -396,10 +398,10 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
     last = max(snapshots) if store.network_path(recipe.key).exists() else recipe.epochs
     work = store.state_path(recipe.key)
     state = store.read_tensors(work, _origin(recipe, None))
-    if state is not None and all(
-        store.network_path(recipe.key, e).exists() for e in snapshots if e <= int(state["epoch"])
-    ):
-        run.resume(state)
+    if state is not None:
+        passed = [epoch for epoch in snapshots if epoch <= int(state["epoch"])]
+        if all(store.network_path(recipe.key, epoch).exists() for epoch in passed):
+            run.resume(state)
     title = f"training {recipe.key}"
     with tqdm(total=last, initial=run.epoch, unit="epoch", desc=title, leave=False, delay=2, disable=quiet) as bar:
         while True:
@@ -421,7 +423,7 @@ def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> Non
 
 
 def _train_together(wanted: dict[Recipe, list[_Wanted]]) -> None:
-    """Train those of the missing networks that can as groups, and store them; what is left trains alone, later."""
+    """Train in groups those missing networks that can be, and store them; the others are trained one by one, later."""
     groups = together(_untrained(list(itertools.chain.from_iterable(wanted.values()))))
     for members in (group[first : first + AT_ONCE] for group in groups for first in range(0, len(group), AT_ONCE)):
         with contextlib.ExitStack() as locks:

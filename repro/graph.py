@@ -55,12 +55,17 @@ class Layer(NamedTuple):
 
 @dataclass
 class Tail:
-    """The rest of a network for one block of n images; called with an edit of its layers, it gives logits (n, classes).
+    """The rest of a network for one block of n images: tail(edit) gives logits (n, classes), tail(edit, times) those of
+    `times` copies of the block, one behind the other, all of which the edit sees at once: (times · n, classes).
 
-    Called with `times`, the block stands there so often, one behind the other, and the edit sees all of it at once:
-    logits (times · n, classes). `h` holds the activations of those layers that no other of them feeds. Both are for
-    traced networks; `repeats` tells whether this one can stand there more than once, `largest` how many numbers an image
-    takes at most on the way.
+    Attributes
+    ----------
+    repeats : bool
+        Whether `times` may be more than 1; never of a network that is run through hooks.
+    largest : int
+        Numbers of one image's largest activation on the way; 0 if unknown.
+    h : dict of str to Tensor
+        Intact activations of those of the layers that no other of them feeds; empty if run through hooks.
     """
 
     run: Callable[[Edit | None, int], torch.Tensor]
@@ -131,9 +136,8 @@ def _channels_last(shape: torch.Size, source: nn.Module | None) -> bool:
     return len(shape) == 3 and isinstance(source, nn.Linear) and shape[-1] == source.out_features
 
 
-def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict[str, Layer], torch.Tensor]:
-    """(how to run it, its layers, logits) from a few images; the graph is used where it gives the logits that the model
-    does."""
+def program(model: nn.Module, x: torch.Tensor) -> Graph | Hooks:
+    """How to run a model, found out with a few images: as a graph if that gives the model's logits, else through hooks."""
     truth = _logits(model, x)
     again = _logits(model, _one_more(x))[: len(x)]
     tolerance = math.sqrt(torch.finfo(truth.dtype).eps) * truth.abs().nan_to_num(0, 0).max().item()
@@ -144,22 +148,20 @@ def program(model: nn.Module, x: torch.Tensor) -> tuple[Graph | Hooks, dict[str,
         )
     try:
         graph = Graph(model, x)
-        outputs, logits = graph.outputs(x)
-        if torch.allclose(logits, truth, atol=1e-5, equal_nan=True):
-            return graph, outputs, logits
+        if torch.allclose(graph.logits, truth, atol=1e-5, equal_nan=True):
+            return graph
         reason = "its traced graph gives other logits"
     except Exception as error:  # torch.fx raises many kinds for code it cannot trace
         reason = str(error).partition("\n")[0] or type(error).__name__
     frame, level = sys._getframe(), 1
-    while frame.f_back and frame.f_globals["__name__"].startswith(__package__):
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(__package__):
         frame, level = frame.f_back, level + 1
     warning = (
         "the model is measured through hooks, which is slower and finds the nonlinearities alone that are modules: "
         f"it cannot be traced ({reason})"
     )
     warnings.warn(warning, stacklevel=level)
-    hooks = Hooks(model)
-    return hooks, *hooks.outputs(x)
+    return Hooks(model, x)
 
 
 def _logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -213,7 +215,15 @@ def _lengths_recorded(model: nn.Module) -> Iterator[None]:
 
 
 class Graph:
-    """A model as a torch.fx graph without in-place operations, run node by node."""
+    """A model as a torch.fx graph without in-place operations, run node by node.
+
+    Attributes
+    ----------
+    layers : dict of str to Layer
+        Every activation with one entry an image, but for the logits, in forward order.
+    logits : Tensor (n, classes)
+        Of the n images of `sample`.
+    """
 
     def __init__(self, model: nn.Module, sample: torch.Tensor):
         tracer = _tracer()
@@ -236,6 +246,7 @@ class Graph:
         self._check_overwritten(sample)
         self._drop_unused(graph)
         self.names = _names(tracer, graph)
+        self.layers, self.logits = self._outputs(sample)
 
     def _drop_unused(self, graph) -> None:
         """Leave out what nothing needs, and note the nodes that are left."""
@@ -274,15 +285,14 @@ class Graph:
         return True
 
     def _check_overwritten(self, sample: torch.Tensor) -> None:
-        """Refuse a model that overwrites what another of its values, used afterwards, is a view of or has as a view."""
+        """Refuse a model that overwrites memory which another of its values, used afterwards, shares as a view."""
         env, place = self._values(sample), {node: i for i, node in enumerate(self.nodes)}
         memory = {node: v.untyped_storage().data_ptr() for node, v in env.items() if isinstance(v, torch.Tensor)}
         for node, argument in self.overwritten.items():
             for other in self.nodes[: place[node]]:
                 shared = other is not argument and memory.get(other) == memory[argument] != 0  # 0: of no size
-                if shared and any(
-                    place.get(user, math.inf) > place[node] for user in other.users
-                ):  # the output comes last
+                last_use = max((place.get(user, math.inf) for user in other.users), default=0)  # inf: the output
+                if shared and last_use > place[node]:
                     raise ValueError(f"{argument} is overwritten, which shares its memory with {other}")
 
     def _values(self, sample: torch.Tensor) -> dict:
@@ -312,8 +322,8 @@ class Graph:
                 if last[argument] is node and argument not in keep:
                     del env[argument]
 
-    def outputs(self, sample: torch.Tensor) -> tuple[dict[str, Layer], torch.Tensor]:
-        """The layers, which have one entry for each image; and the logits."""
+    def _outputs(self, sample: torch.Tensor) -> tuple[dict[str, Layer], torch.Tensor]:
+        """The layers and the logits of a few images; shapes of all nodes are learnt on the way."""
         env = self._values(sample)
         tensors = {n: v for n, v in env.items() if n in self.fed and isinstance(v, torch.Tensor)}
         more = self._values(_one_more(sample))  # tells images from what there are as many of by chance
@@ -436,10 +446,12 @@ def _unused(name: str, *taken: Collection[str]) -> str:
 
 
 class Hooks:
-    """A model run as it is, with forward hooks on its modules; "the rest" is the whole of it, every time."""
+    """A model run as it is, with forward hooks on its modules; "the rest" is the whole of it, every time. Attributes as of
+    `Graph`."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, sample: torch.Tensor):
         self.model = model
+        self.layers, self.logits = self._outputs(sample)
 
     def _forward(self, x, edit):
         """Run the model; `edit(name, module, output)` gives what stands for the output of each call of each module."""
@@ -458,7 +470,7 @@ class Hooks:
             for handle in handles:
                 handle.remove()
 
-    def outputs(self, sample):
+    def _outputs(self, sample):
         found, last, mixing, nearest = {}, {}, {}, None
         self.sources: dict[str, nn.Module | None] = {}
 

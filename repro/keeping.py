@@ -37,13 +37,15 @@ def merge(files: set[Path], fresh: Path, final: Path) -> None:
     """Let files of a fresh store replace those of another. Where a network came out differently, as on another machine, what
     was made of the old one is not kept beside the new one. What another, interrupted run left in the fresh store stays."""
     changed = {_key(entry) for entry in map(store.read_entry, files) if _differs(entry, final)}
-    new, stale = {path.name for path in files}, 0
-    for path in [*final.glob("results/*.parquet"), *final.glob("checkpoints/*.safetensors")] if changed else []:
-        if path.name not in new and _key(store.read_entry(path)) in changed:
-            path.unlink()
-            stale += 1
+    stale = []
+    if changed:
+        new = {path.name for path in files}
+        old = (path for kind in ("results/*.parquet", "checkpoints/*.safetensors") for path in final.glob(kind))
+        stale = [path for path in old if path.name not in new and _key(store.read_entry(path)) in changed]
+    for path in stale:
+        path.unlink()
     if stale:
-        print(f"{stale} files made of networks that came out differently here were removed", file=sys.stderr)
+        print(f"{len(stale)} files made of networks that came out differently here were removed", file=sys.stderr)
     for path in files:
         (final / path.parent.name).mkdir(parents=True, exist_ok=True)
         os.replace(path, final / path.parent.name / path.name)

@@ -43,8 +43,8 @@ class _Process(multiprocessing.get_context("fork").Process):
 
 
 def _leave_group(pid: int) -> None:
-    """Give a kernel a group of its own: Ctrl-C in the terminal is not for it, and what ends it ends its workers, too. Both it
-    and its parent see to that, so that neither goes on without."""
+    """Give a kernel a process group of its own: Ctrl-C in the terminal does not reach it, and what ends the group ends its
+    workers, too. Kernel and parent both call this, so that it is done whichever goes on first."""
     os.setpgid(pid, pid)
 
 

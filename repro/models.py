@@ -40,6 +40,16 @@ def mlp(inputs: int, widths: Sequence[int], classes: int, dropout: float = 0.0) 
         Outputs.
     dropout : float
         Probability of dropping a hidden unit in training, in [0, 1); ablation acts before dropout.
+
+    Returns
+    -------
+    nn.Sequential
+        Its unit layers are "relu1", "relu2", …
+
+    Raises
+    ------
+    ValueError
+        Names the argument and what was expected.
     """
     sizes = _positive("inputs", [inputs]) + _positive("widths", widths)
     _positive("classes", [classes])
@@ -76,6 +86,16 @@ def convnet(
         Outputs; channels of the images.
     batch_norm : bool
         Without it the convolutions have a bias.
+
+    Returns
+    -------
+    nn.Sequential
+        Its unit layers are "relu1", "relu2", …
+
+    Raises
+    ------
+    ValueError
+        Names the argument and what was expected.
     """
     channels, strides = _positive("channels", channels), _positive("strides", strides)
     if len(channels) != len(strides):
@@ -107,6 +127,16 @@ def resnet50(classes: int = 1000, width: float = 1.0, in_channels: int = 3, smal
         Factor on every channel count, in (0, 1]; 1 is the ordinary network.
     small_images : bool
         A 3×3 convolution of stride 1 without max pooling in place of the 7×7 stem, for images below about 64 pixels.
+
+    Returns
+    -------
+    nn.Module
+        A torchvision ResNet; its last three unit layers are "layer4.0.relu_2" to "layer4.2.relu_2".
+
+    Raises
+    ------
+    ValueError
+        Names the argument and what was expected.
     """
     from torchvision.models import resnet
 

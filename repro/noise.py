@@ -77,7 +77,7 @@ def sweep(
             return torch.stack(found).cpu()
 
         # Each block has draws of its own: the same blocks on every GPU, however much memory is free.
-        sums = cut.total(work, len(x), links if linear else (), copies=len(cut.layers), always=True)
+        sums = cut.total(work, len(x), links if linear else (), copies=len(cut.layers), fixed=True)
     where = {"repeat": np.repeat(np.arange(repeats), len(scales)), "scale": np.tile(scales, repeats)}
     return pd.DataFrame(where | score_columns(sums, len(x), "scales"))
 

@@ -128,10 +128,12 @@ def _unlike(value, default) -> str:
     if kind is dict and "dataset" in default:
         return _no_recipe(value)
     if kind is list and default and isinstance(value, list):
+        if not value:
+            return "a list that is not empty"
         numbers = all(type(element) in (int, float) for element in default)
         example = float(default[0]) if numbers and float in map(type, default) else default[0]
         wrong = [expected for element in value if (expected := _unlike(element, example))]
-        return f"a list of values, each {wrong[0]}" if wrong else "" if value else "a list that is not empty"
+        return f"a list of values, each {wrong[0]}" if wrong else ""
     if kind is float:
         fits = type(value) in (int, float) and math.isfinite(value)
     elif kind is int:
@@ -182,8 +184,8 @@ class Call(NamedTuple):
 
 
 def replay(name: str, parameters: dict, compute: str = "nothing") -> list[Call]:
-    """Run a notebook's code in this process without keeping its figure; its calls of `measure`, which compute "nothing" or
-    what is "missing"."""
+    """Run a notebook's code in this process and return its calls of `measure`; its figure is thrown away. `compute` is that of
+    `measure`."""
     from repro import experiment
 
     calls: list[Call] = []
@@ -273,9 +275,9 @@ def _networks(parameters: dict) -> list[dict]:
     from repro.training import Recipe
 
     varied = {name.removesuffix("s") for name, value in parameters.items() if isinstance(value, list)}
-    networks = [value for value in parameters.values() if isinstance(value, dict) and "dataset" in value]
-    whole = [json.loads(Recipe(**network).to_json()) for network in networks]
-    return [
-        {name: recipe[name] for name in network if name not in varied}
-        for network, recipe in zip(networks, whole, strict=True)
-    ]
+    found = []
+    for network in parameters.values():
+        if isinstance(network, dict) and "dataset" in network:
+            recipe = json.loads(Recipe(**network).to_json())
+            found.append({name: recipe[name] for name in network if name not in varied})
+    return found

@@ -112,8 +112,8 @@ def _information(a: np.ndarray, y: np.ndarray, bins: int = 10) -> np.ndarray:
             cell = (index + (bins + 1) * np.arange(some, dtype=np.int32)[:, None]) * np.int32(len(present)) + y
             joint = np.bincount(cell.ravel(), minlength=some * (bins + 1) * len(present))
             joint = joint.reshape(some, bins + 1, len(present))
-            entropies = _entropy(joint.sum(2)), _entropy(joint.sum(1)), _entropy(joint.reshape(some, -1))
-            found[first : first + some] = entropies[0] + entropies[1] - entropies[2]
+            bin_, class_, both = map(_entropy, (joint.sum(2), joint.sum(1), joint.reshape(some, -1)))
+            found[first : first + some] = bin_ + class_ - both
             bar.update(some)
     return np.clip(found, 0, np.log2(len(present)))
 
@@ -170,9 +170,9 @@ def table(model: nn.Module, x: torch.Tensor, y: torch.Tensor, layers: Sequence[s
     """
     cut, x, y = prepare(model, x, y, layers)
     labels = y.cpu().numpy()
-    present, shares = np.unique(labels, return_inverse=True)
-    shares = np.eye(len(present))[shares]
-    shares /= shares.sum(0)  # (N, classes): an average over each class
+    present, place = np.unique(labels, return_inverse=True)
+    members = np.eye(len(present))[place]  # (N, classes)
+    shares = members / members.sum(0)  # an average over each class
     pooled = {name: np.empty((units, len(x)), np.float32) for name, units in cut.layers.items()}
     with evaluating(model):
         for block, found in activations(cut, x):

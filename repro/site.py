@@ -190,12 +190,10 @@ def _number(value: float | None) -> str:
 def _figures(folder: Path) -> str:
     """The pictures that the notebooks drew, in the paper's order."""
     names = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    order = [name for name in notebooks.NAMES if name in names] + [
-        name for name in names if name not in notebooks.NAMES
-    ]
-    if not order:
+    if not names:
         return ""
-    pictures = "\n".join(_figure(names[name]) for name in order)
+    order = dict.fromkeys([*notebooks.NAMES, *names])
+    pictures = "\n".join(_figure(names[name]) for name in order if name in names)
     return f'<section class="part">\n<h2>Every figure, drawn again</h2>\n<div class="figures">\n{pictures}\n</div>\n</section>'
 
 

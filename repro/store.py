@@ -37,8 +37,8 @@ HERE = Path(__file__).resolve().parents[1]
 FORMAT = "1"
 SEAL = b"repro-sha256:"
 BLANK = b"0" * 64
-# Cells of a table, and bytes that its columns unpack to: a bomb goes beyond, and the drop of each of 1,000 classes by the
-# ablation of each unit of a full ResNet-50 stays below.
+# The largest table that is read, in cells and in bytes unpacked: more than the class drops of a full ResNet-50 on 1,000 classes
+# take, and far less than a decompression bomb.
 LARGEST = 2**28
 
 
@@ -140,8 +140,8 @@ def read_table(path: Path, origin: dict) -> pd.DataFrame | None:
 
 
 def read_columns(path: Path, origin: dict) -> tuple[pa.Table, dict] | None:
-    """The same as Arrow has it, for thousands of small tables are put together faster before they are pandas', and how it
-    was made."""
+    """(table, how it was made) as `read_table` reads it, but an Arrow table: thousands of small ones are joined faster than
+    pandas'."""
     content = _read(path)
     if content is None:
         return None

@@ -31,7 +31,7 @@ from repro.evaluation import BATCH_NORM, whole_products
 
 FORMAT = 1  # raise when the same recipe begins to mean another network
 COMPILED = 2000  # steps of training from which on a GPU compiles a network: an estimate, never timed
-SILENT = 1e-3  # mean activation beside which a unit's counts as none in the selectivity of a loss
+SILENT = 1e-3  # added to the denominator of selectivity in the loss: units whose mean activation is far below it count as dead
 STREAMS = ("init", "order", "labels", "dropout")
 SCHEDULES = {  # factor on the learning rate after a share p of all steps
     "constant": lambda p: 1.0,
@@ -270,7 +270,10 @@ class Run:
             torch.random.fork_rng(devices),
             recording as hidden,
         ):
-            torch.manual_seed(recipe.stream("dropout") + self.epoch)
+            # Not torch.manual_seed, which seeds every GPU, also those whose state is not put back.
+            torch.default_generator.manual_seed(recipe.stream("dropout") + self.epoch)
+            if not cpu:
+                torch.cuda.manual_seed(recipe.stream("dropout") + self.epoch)
             for step in range(self.steps):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
                 for group in self.optimizer.param_groups:
@@ -307,15 +310,17 @@ class Run:
 
     def resume(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from a stored state of the same recipe."""
-        part = {name: value for name, value in state.items() if name.startswith("model.")}
-        self.model.load_state_dict({name.removeprefix("model."): value for name, value in part.items()})
+        weights: dict[str, torch.Tensor] = {}
         entries: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in state.items():
-            if name.startswith("optimizer."):
-                _, i, what = name.split(".")
+            kind, _, rest = name.partition(".")
+            if kind == "model":
+                weights[rest] = value
+            elif kind == "optimizer":
+                i, what = rest.split(".")
                 entries.setdefault(int(i), {})[what] = value
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": entries})
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": entries})
         # Fused optimizers read a weight and its moments side by side in memory: all must have the weight's own layout.
         for parameter, entry in self.optimizer.state.items():
             entry |= {
@@ -516,7 +521,11 @@ def fastest():
 
 @torch.inference_mode(False)  # a caller's would keep gradients away
 def train(recipe: Recipe) -> nn.Module:
-    """Train the network of a recipe.
+    """Train the network of a recipe, on the device that REPRO_DEVICE names.
+
+    Parameters
+    ----------
+    recipe : Recipe
 
     Returns
     -------
@@ -541,6 +550,7 @@ def train(recipe: Recipe) -> nn.Module:
     return run.network()
 
 
+@torch.inference_mode(False)
 def estimate(recipe: Recipe, steps: int = 3) -> float:
     """Roughly how long training takes here, in seconds: a few steps on a slice of the data set, scaled."""
     n_train = len(data.load(recipe.dataset).subset(recipe.n_train).y_train)

@@ -47,8 +47,8 @@ class Cut:
         self.device, self.dtype = parameter.device, parameter.dtype
         parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
         with evaluating(model):
-            self.program, outputs, logits = program(model.module if parallel else model, few.to(self.device))
-        self.classes = logits.shape[1]
+            self.program = program(model.module if parallel else model, few.to(self.device))
+        self.classes, outputs = self.program.logits.shape[1], self.program.layers
         self.shapes = {name: outputs[name].shape for name in check_layers(layers, outputs)}
         self.layers = {name: shape[0] for name, shape in self.shapes.items()}
         self._widest = max(layer.shape.numel() for layer in outputs.values())
@@ -92,13 +92,16 @@ class Cut:
         parallel = self.device.type == "cpu" and isinstance(self.program, Graph)
         return summed(function, list(self.blocks(n, links, **how)), torch.get_num_threads() if parallel else 1)
 
-    def blocks(self, n: int, links: Sequence[Link] = (), copies: int = 1, always: bool = False) -> Iterator[slice]:
-        """Slices of n images whose largest activation, so many copies of it, keeps to the budget, what there is now or
-        `always`; on a chain the largest from there on fits a core's cache. At least four where there are enough images."""
-        size = max(budget(self.device, always=always) // (4 * self._widest * (1 if links else copies)), 8)
+    def blocks(self, n: int, links: Sequence[Link] = (), copies: int = 1, fixed: bool = False) -> Iterator[slice]:
+        """Slices that cover n images, each as large as the `budget` allows; at least four where there are enough images.
+
+        What must fit are `copies` of the network's largest activation; with `links` one of it, and in a core's cache as many of
+        the largest along the chain. `fixed` blocks do not depend on how much of a GPU's memory is free.
+        """
+        size = max(budget(self.device, fixed=fixed) // (4 * self._widest * (1 if links else copies)), 8)
         if links:
             largest = max(shape.numel() for shape in [*self.shapes.values(), *(link.shape for link in links)])
-            size = min(size, max(budget(self.device, True, always) // (4 * largest * copies), 32))
+            size = min(size, max(budget(self.device, True, fixed) // (4 * largest * copies), 32))
         size = min(size, 8192, max(math.ceil(n / 4), 128))
         yield from (slice(first, min(first + size, n)) for first in range(0, n, size))
 

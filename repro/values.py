@@ -29,14 +29,11 @@ def activations(cut: Cut, x: torch.Tensor) -> Iterator[tuple[slice, dict[str, to
 def clamp_values(
     cut: Cut, value: str | Mapping[str, torch.Tensor], x: torch.Tensor, x_fit: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
-    """What each unit is clamped to: {layer: (1, C), (1, C, 1, 1) or (1, C, H, W)} on the model's device; resampled, on each
-    image of x to a value of its own: (N, C, ...)."""
+    """What each unit is clamped to, on the model's device: {layer: (1, C), (1, C, 1, 1) or (1, C, H, W)}; if "resampled", another
+    value on each image of x: (N, C, ...)."""
     x_fit = check_fit(x_fit, x)
     if isinstance(value, Mapping):
-        unknown = value.keys() - cut.shapes.keys()
-        if unknown:  # those of layers that stay intact do no harm
-            unknown = unknown - cut.program.outputs(x[:2].to(cut.device))[0].keys()
-        if unknown:
+        if unknown := value.keys() - cut.program.layers.keys():  # those of layers that stay intact do no harm
             names = ", ".join(sorted(map(repr, unknown)))
             raise ValueError(f"value: the model has no layer {names}; expected tensors for {', '.join(cut.shapes)}")
         given = {name: check_value(value.get(name), name, shape, cut.dtype) for name, shape in cut.shapes.items()}

@@ -28,9 +28,12 @@ def summed(function: Callable[[slice], torch.Tensor], blocks: Sequence[slice], c
         torch.set_num_threads(threads)
 
 
-def budget(device: torch.device, chained: bool = False, always: bool = False) -> int:
-    """Bytes of an activation to work on at once: a core's cache on a chain, else 32 MB; on a GPU an eighth of what is free, 1 GiB
-    at most, or what `always` is."""
+def budget(device: torch.device, chained: bool = False, fixed: bool = False) -> int:
+    """Bytes of an activation to work on at once.
+
+    On a CPU 32 MiB, or what fits a core's cache where operations are `chained`. On a GPU an eighth of its free memory, at most
+    1 GiB; if `fixed`, half a GiB whatever is free.
+    """
     if device.type == "cuda":
-        return 2**29 if always else min(torch.cuda.mem_get_info(device)[0] // 8, 2**30)
+        return 2**29 if fixed else min(torch.cuda.mem_get_info(device)[0] // 8, 2**30)
     return CACHE if chained else 16 * CACHE

@@ -753,7 +753,7 @@ def test_rank_correlations_are_those_of_each_network_and_layer():
         assert found.rho[key] == pytest.approx(stats.spearmanr(units.selectivity, units.delta_loss).statistic)
     dead = plots.rank_correlations(table.assign(selectivity=np.nan), "selectivity")
     assert len(dead) == 4 and dead.rho.isna().all()
-    with pytest.raises(ValueError, match="table: expected rows with epochs and rho, found none"):
+    with pytest.raises(ValueError, match="table: expected rows with finite epochs and rho, found none"):
         plots.means(axes(), dead, "epochs", "rho", hue="layer")
 
 

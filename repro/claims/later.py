@@ -105,11 +105,8 @@ def _x2b(table, boot):
     judged = [effect for effect in effects if effect.judged]
     if len(judged) < 2:
         raise ValueError("table: X2b needs curves by selectivity and by mutual_information")
-    return (
-        effects,
-        two(*(effect.above(0) for effect in judged)),
-        size_notes([0] * table["network"].nunique(), None),
-    )
+    notes = size_notes([0] * table["network"].nunique(), None)
+    return effects, two(*(effect.above(0) for effect in judged)), notes
 
 
 # X3: a penalty on selectivity ----------------------------------------------------------------------------------------

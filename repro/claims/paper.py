@@ -54,9 +54,9 @@ def _c2(table, boot):
     which accuracy is half way to chance (one in ten, unless a column `classes` tells). Partly: one of the two.
     """
     arms, fractions = corruption_arms(table, least=0.4)
-    log_scales, censored = {network: [] for network in arms.index}, 0
+    log_scales, censored, guess = {network: [] for network in arms.index}, 0, chance(table)
     for (network, _), curve in curves_of(table, "network", "repeat", x="scale"):
-        scale, outside = _half_way(*curve, chance(table))
+        scale, outside = _half_way(*curve, guess)
         log_scales[network].append(np.log(scale))
         censored += outside
     values = boot.networks([boot.orders(v) for v in log_scales.values()], arms)

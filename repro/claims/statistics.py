@@ -8,10 +8,16 @@ from scipy import stats
 
 
 class Bootstrap:
-    """Two-step resampling; along the axis of draws the data come first, as they are.
+    """Resampling in two steps: networks, then what lies within each. Every axis of draws begins with the data as they are.
 
-    Percentiles of means of a few networks lie too close together. With `student` the networks drawn are moved away from the
-    mean of their arm until those percentiles are the interval of Student's t.
+    Parameters
+    ----------
+    resamples : int
+        Draws besides the data; an axis of draws has one more entry.
+    seed : int
+    student : bool
+        Percentiles of means of a few networks lie too close together: move drawn networks away from the mean of their arm
+        until the percentiles are those of Student's t.
     """
 
     def __init__(self, resamples, seed, student=False):
@@ -20,13 +26,13 @@ class Bootstrap:
         self._drawn, self._earlier = [], None
 
     def widened(self):
-        """The same draws with `student`, for the same calls in the same order: what `once` drew is not drawn again."""
+        """A bootstrap with `student` that repeats these draws if it gets the same calls; what `once` drew it takes over."""
         other = Bootstrap(self.size - 1, self.seed, student=True)
         other._earlier = iter(self._drawn)
         return other
 
     def once(self, draw):
-        """What a function of nothing draws within networks, where `student` changes nothing and drawing takes long."""
+        """The result of `draw()`, kept for `widened`: for slow draws within networks, which `student` does not change."""
         if self._earlier is None:
             self._drawn.append((draw(), self.rng.bit_generator.state))
             return self._drawn[-1][0]

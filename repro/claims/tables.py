@@ -24,6 +24,7 @@ def spelled(column):
 
 
 def with_arms(table, column, *arms):
+    """The table, once it is sure that the column has all these values."""
     absent = [f"{column} {arm}" for arm in arms if not (table[column] == arm).any()]
     if absent:
         raise ValueError(f"table: needs networks with {' and '.join(absent)}")
@@ -61,6 +62,7 @@ def one_curve(table, *by, x="fraction_ablated"):
 
 
 def curves_of(table, *by, x="fraction_ablated"):
+    """Every curve, sorted by x: (key, (x, accuracy))."""
     for key, curve in one_curve(table, *by, x=x).sort_values(x).groupby(list(by)):
         yield key, (curve[x].to_numpy(dtype=float), curve["accuracy"].to_numpy(dtype=float))
 

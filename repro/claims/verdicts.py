@@ -126,12 +126,16 @@ def scorecard(verdicts: Iterable[Verdict | dict]) -> str:
         rules[v["claim"]] = v.get("rule", "")  # records of earlier versions have none
         more = [str(effect) for effect in effects if not effect.judged] + [f"*{note}*" for note in v["notes"]]
         beside += [f"- {v['claim']}, {v['subject']}: {'; '.join(more)}"] if more else []
-    table = _markdown("paper", rows[False])
-    table += "\n\n† quoted from memory, not read again in the paper" if "†" in table else ""
-    table += f"\n\n## Later work\n\n{HINDSIGHT}\n\n{_markdown('source', rows[True])}" if rows[True] else ""
-    judged = [f"- {claim}. {rule}" for claim, rule in rules.items() if rule]
-    table += f"\n\n## Rules\n\n{HOW}\n\n" + "\n".join(judged) if judged else ""
-    return table + ("\n\n## Beside the rules\n\n" + "\n".join(beside) if beside else "")
+    parts = [_markdown("paper", rows[False])]
+    if "†" in parts[0]:
+        parts.append("† quoted from memory, not read again in the paper")
+    if rows[True]:
+        parts += ["## Later work", HINDSIGHT, _markdown("source", rows[True])]
+    if judged := [f"- {claim}. {rule}" for claim, rule in rules.items() if rule]:
+        parts += ["## Rules", HOW, "\n".join(judged)]
+    if beside:
+        parts += ["## Beside the rules", "\n".join(beside)]
+    return "\n\n".join(parts)
 
 
 def _markdown(source, rows):
@@ -184,6 +188,11 @@ def check(claim_id: str, table: pd.DataFrame, resamples: int = 2000, seed: int =
         `network` and `CLAIMS[claim_id].columns`; `model` and `dataset` tell what the verdict is about.
     resamples, seed : int
         Number of bootstrap resamples and the seed that makes them the same in every run.
+
+    Returns
+    -------
+    Verdict
+        Effects with 95 % intervals, and "reproduced", "partly" or "not reproduced"; a notebook shows it as text.
 
     Raises
     ------

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator, LogLocator
 
+from repro.ablation import auc
 from repro.plots import style as look
 from repro.plots import words
 
@@ -36,8 +37,6 @@ def per_network(table, normalize=False):
             raise ValueError("normalize: expected curves to take the AUC from, found a column 'auc' already")
         areas = table.groupby(keys)["auc"].mean()
     else:
-        from repro.ablation import auc
-
         words.require(table, "order", "fraction_ablated", "accuracy")
         areas = auc(table, by=[*keys, "order"], normalize=normalize).groupby(level=keys).mean()
     rows = table.drop_duplicates(keys).set_index(keys).assign(auc=areas).reset_index()
@@ -63,13 +62,8 @@ def scatter(ax, table, x, y, hue=None, lines=False):
         Draw a regression line (least squares) for each level of `hue`; one for all where there is no hue, or
         one with many values (but for the layer).
     """
-    data = table.assign(_x=words.values(table, x), _y=words.values(table, y))
     layers = hue == "layer"
-    if layers:
-        hue, data = "depth", data.assign(depth=words.depth(table))
-    data = data[np.isfinite(data["_x"]) & np.isfinite(data["_y"])]
-    if data.empty:
-        raise ValueError(f"table: expected rows with finite {x} and {y}, found none")
+    data, hue = words.points(table, x, y, hue)
     found = look.levels(data, hue) if hue else [None]
     palette = look.colors(hue, found) if hue else {None: look.OKABE_ITO[0]}
     # Shuffled, or the last layer would cover the others; always alike, so that a figure can be drawn again.
@@ -107,8 +101,8 @@ def scatter(ax, table, x, y, hue=None, lines=False):
 
 
 def spearman(x, y):
-    """Spearman's rank correlation of two Series."""
-    return x.rank().corr(y.rank())
+    """Spearman's rank correlation of two Series; NaN for fewer than three values, as claims have it."""
+    return x.rank().corr(y.rank(), min_periods=3)
 
 
 def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):

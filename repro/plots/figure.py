@@ -12,7 +12,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from repro import store
+from repro import claims, store
+from repro.experiment import Missing
 from repro.plots import style as look
 
 WIDTH = {1: 3.6, 2: 6.0, 3: 7.6}  # inches for one row of that many panels; 2.5 each beyond
@@ -99,11 +100,7 @@ class Figure:
         try:
             with look.house():
                 yield ax
-        except Exception as error:
-            from repro.experiment import Missing
-
-            if not isinstance(error, Missing):
-                raise
+        except Missing as error:
             self._extra[letter] = [axes for axes in self.figure.axes if axes not in before]
             self._empty(letter)
             self.missing[letter] = error
@@ -126,9 +123,7 @@ class Figure:
         -------
         repro.claims.Verdict
         """
-        from repro.claims import check
-
-        verdict = check(claim, table)
+        verdict = claims.check(claim, table)
         _show(verdict)
         self.verdicts.append({"panel": self._panel, **verdict.to_dict()})
         return verdict
@@ -172,17 +167,35 @@ class Figure:
         return [self.axes[letter], *self._extra.get(letter, [])]
 
     def _arrange(self):
-        """Put titles above the keys, fit the notes, settle the layout; return each panel's box in inches."""
-        figure, dpi = self.figure, self.figure.dpi
+        """Put titles above the keys, fit labels and notes, settle the layout; return each panel's box in inches."""
+        figure = self.figure
         figure.set_layout_engine("constrained")
         figure.draw_without_rendering()
+        self._write_titles()
+        figure.draw_without_rendering()
+        for axes in (axes for letter in self._titles for axes in self._axes_of(letter)):
+            look.fit_labels(axes)
+        figure.draw_without_rendering()
+        for letter in self._titles:  # as wide as the labels leave the axes
+            _fit_notes(self.axes[letter])
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # a panel saved by itself keeps its shape
+        renderer = figure.canvas.get_renderer()
+        boxes = {}
+        for letter in self._titles:
+            box = Bbox.union([axes.get_tightbbox(renderer) for axes in self._axes_of(letter)])
+            boxes[letter] = box.padded(4 * figure.dpi / 72).transformed(figure.dpi_scale_trans.inverted())
+        return boxes
+
+    def _write_titles(self):
+        """Title and letter of every panel, in line: above the tallest keys of its row, left of the widest labels of a y axis."""
+        dpi, renderer = self.figure.dpi, self.figure.canvas.get_renderer()
         panels = {letter: self.axes[letter] for letter in self._titles}
-        # The tallest keys of a row and the widest labels of a y axis: titles and letters of panels are in line.
         above, left = defaultdict(float), 14 * dpi / 72
         for ax in panels.values():
             row = ax.get_subplotspec().rowspan.start
             above[row] = max([above[row], *(key.get_window_extent().y1 - ax.bbox.y1 for key in look.keys(ax))])
-            if (box := ax.yaxis.get_tightbbox(figure.canvas.get_renderer())) is not None:
+            if (box := ax.yaxis.get_tightbbox(renderer)) is not None:
                 left = max(left, ax.bbox.x0 - box.x0)
         for letter, ax in panels.items():
             pad = 5 + above[ax.get_subplotspec().rowspan.start] * 72 / dpi
@@ -192,24 +205,6 @@ class Figure:
             where = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
             bold = {"size": 10, "weight": "bold", "va": "baseline", "ha": "left", "gid": "letter"}
             ax.annotate(letter, (0, 1), (-left * 72 / dpi, pad), **where, **bold)
-        figure.draw_without_rendering()
-        for axes in (axes for letter in panels for axes in self._axes_of(letter)):
-            look.fit_labels(axes)
-        figure.draw_without_rendering()
-        for ax in panels.values():  # as wide as the labels leave the axes
-            if note := look.named(ax, "note"):
-                look.corner_note(ax, note.get_text())
-            if note := look.named(ax, "missing"):
-                lines = [look.wrap(line, 0.85 * look.width(ax), 7) for line in note.get_text().split("\n")]
-                note.set_text("\n".join(lines))
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # a panel saved by itself keeps its shape
-        renderer = figure.canvas.get_renderer()
-        boxes = {}
-        for letter in panels:
-            box = Bbox.union([axes.get_tightbbox(renderer) for axes in self._axes_of(letter)])
-            boxes[letter] = box.padded(4 * dpi / 72).transformed(figure.dpi_scale_trans.inverted())
-        return boxes
 
     def _save_panel(self, letter, box):
         mine = self._axes_of(letter)
@@ -267,8 +262,18 @@ def _palette(png):
     """A PNG with a palette of 256 colours, chosen for it: a third of the bytes, and hardly a difference to the eye."""
     content = io.BytesIO()
     with Image.open(io.BytesIO(png)) as picture:
-        picture.convert("RGB").quantize(256).save(content, "PNG", optimize=True)
+        colors = picture.convert("RGB").quantize(256)
+        colors.save(content, "PNG", optimize=True, dpi=picture.info["dpi"])
     return content.getvalue()
+
+
+def _fit_notes(ax):
+    """Wrap what is written under and in the axes to their width."""
+    if note := look.named(ax, "note"):
+        look.corner_note(ax, note.get_text())
+    if note := look.named(ax, "missing"):
+        lines = [look.wrap(line, 0.85 * look.width(ax), 7) for line in note.get_text().split("\n")]
+        note.set_text("\n".join(lines))
 
 
 def _json(value):

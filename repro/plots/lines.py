@@ -77,10 +77,10 @@ def curves(ax, table, hue=None, style=None, y="accuracy", vlines=(), each=False)
     total = f" of {units[0]:,.0f}" if len(units) == 1 and table["fraction_ablated"].max() == 1 else ""
     ax.set_xlabel(f"units ablated (fraction{total})")
     _accuracy_axis(ax, table, y)
-    lines = (
-        f" · dotted: {words.label(hue).split(' (')[0] if hue else 'marks'} of that colour" if np.size(vlines) else ""
-    )
-    look.corner_note(ax, f"{words.note(table)} · {'thin: each network' if each else 'band: SD over orders'}{lines}")
+    note = f"{words.note(table)} · {'thin: each network' if each else 'band: SD over orders'}"
+    if np.size(vlines):
+        note += f" · dotted: {words.label(hue).split(' (')[0] if hue else 'marks'} of that colour"
+    look.corner_note(ax, note)
 
 
 def noise(ax, table, hue=None, style=None, y="accuracy"):
@@ -111,18 +111,7 @@ def noise(ax, table, hue=None, style=None, y="accuracy"):
         zero = low / (high / low) ** 0.13
         left = zero / (high / low) ** 0.08
         intact = table[table["scale"] == 0]
-        # Side by side, for intact networks are often equally accurate.
-        beside = np.linspace(-0.045, 0.045, len(palette)) if len(palette) > 1 else [0.0]
-        for shift, level in zip(beside, palette, strict=True):
-            mean = _where(intact, {hue: level} if hue else {}).groupby("network")[y].mean().mean()
-            dot = {
-                "color": palette[level],
-                "markersize": 3.4,
-                "markeredgewidth": 0,
-                "clip_on": False,
-                "zorder": 3,
-            }
-            ax.plot(zero * (high / low) ** shift, mean * words.factor(y), "o", **dot)
+        _intact_dots(ax, intact, y, hue, palette, zero, high / low)
         ticks = [zero, *ticks]
         note += " · dots: without noise"
         if y == "accuracy":
@@ -140,6 +129,16 @@ def noise(ax, table, hue=None, style=None, y="accuracy"):
     ax.set_xlabel(words.label("scale"))
     _accuracy_axis(ax, table, y)
     look.corner_note(ax, note)
+
+
+def _intact_dots(ax, intact, y, hue, palette, zero, span):
+    """A dot for each level of hue at `zero`, side by side on an axis that spans this factor: intact networks are often equally
+    accurate."""
+    dot = {"markersize": 3.4, "markeredgewidth": 0, "clip_on": False, "zorder": 3}
+    beside = np.linspace(-0.045, 0.045, len(palette)) if len(palette) > 1 else [0.0]
+    for shift, (level, color) in zip(beside, palette.items(), strict=True):
+        mean = _where(intact, {hue: level} if hue else {}).groupby("network")[y].mean().mean()
+        ax.plot(zero * span**shift, mean * words.factor(y), "o", color=color, **dot)
 
 
 def training(ax, table, log=True, normalize=False):
@@ -171,20 +170,16 @@ def training(ax, table, log=True, normalize=False):
         "test": (ax, "test_loss", look.OKABE_ITO[0], DASHES[0]),
         "AUC": (right, "auc", look.OKABE_ITO[5], DASHES[0]),
     }
-    entries, dot = (
-        {},
-        {"marker": "o", "markersize": 3.4, "markeredgecolor": "white", "markeredgewidth": 0.5, "zorder": 4},
-    )
+    dot = {"marker": "o", "markersize": 3.4, "markeredgecolor": "white", "markeredgewidth": 0.5, "zorder": 4}
+    entries = {}
     for name, (axes, column, color, dashes) in series.items():
         runs = data.pivot(index="epoch", columns="network", values=column)
         axes.plot(runs, color=color, linestyle=dashes, **THIN)
         axes.plot(runs.mean(axis=1), color=color, linestyle=dashes)
         entries[name] = {"color": color, "linestyle": dashes}
         if column != "train_loss":
-            best = runs.idxmax() if column == "auc" else runs.idxmin()
-            axes.plot(
-                best, runs.max() if column == "auc" else runs.min(), linestyle="", color=color, clip_on=False, **dot
-            )
+            at, best = (runs.idxmax(), runs.max()) if column == "auc" else (runs.idxmin(), runs.min())
+            axes.plot(at, best, linestyle="", color=color, clip_on=False, **dot)
     first, last = data["epoch"].min(), data["epoch"].max()
     if log:
         log_epochs(ax, data["epoch"])
@@ -221,14 +216,14 @@ def log_epochs(ax, epochs):
 
 def _lines(ax, table, x, y, over, hue, style, each):
     """Draw a line with its band for each level of hue and style, and the keys; return the colours of hue."""
-    words.require(table, *filter(None, (hue, style)))
-    by = list(dict.fromkeys(filter(None, (hue, style))))
-    factor = words.factor(y)
-    points = spread(table, x, y, over, by)
+    told_apart = [column for column in (hue, style) if column]
+    words.require(table, *told_apart)
+    factor, points = words.factor(y), spread(table, x, y, over, list(dict.fromkeys(told_apart)))
     palette = look.colors(hue, look.levels(table, hue)) if hue else {None: look.OKABE_ITO[0]}
-    dashes = dict(zip(look.levels(table, style), DASHES, strict=False)) if style else {None: DASHES[0]}
-    if style and len(dashes) < len(look.levels(table, style)):
+    kinds = look.levels(table, style) if style else [None]
+    if len(kinds) > len(DASHES):
         raise ValueError(f"style: expected a column of at most {len(DASHES)} levels, {style!r} has more")
+    dashes = dict(zip(kinds, DASHES, strict=False))
     # A name in both columns ("random") is one curve, to which others are compared; the key of dashes tells it.
     both = {level for level in palette if isinstance(level, str) and level in dashes and hue != style}
     palette |= dict.fromkeys(both, look.DARK)

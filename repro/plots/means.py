@@ -29,12 +29,7 @@ def means(ax, table, x, y, hue=None, scale="linear"):
     """
     if scale not in ("linear", "log", "epochs"):
         raise ValueError(f"scale: expected linear, log or epochs, got {scale!r}")
-    data = table.assign(_x=words.values(table, x), _y=words.values(table, y))
-    if hue == "layer":
-        hue, data = "depth", data.assign(depth=words.depth(table))
-    data = data.dropna(subset=["_x", "_y"])
-    if data.empty:
-        raise ValueError(f"table: expected rows with {x} and {y}, found none")
+    data, hue = words.points(table, x, y, hue)
     palette = look.colors(hue, look.levels(data, hue)) if hue else {None: look.OKABE_ITO[0]}
     many = len(palette) > look.MOST_NAMED
     for shift, (level, color) in zip(_side_by_side(len(palette)), palette.items(), strict=True):

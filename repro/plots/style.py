@@ -35,7 +35,9 @@ def house():
 def levels(table, column):
     """The levels of a column in the order to draw them: numbers ascending, True before False, else as met."""
     words.require(table, column)
-    found = list(table[column].dropna().unique())
+    if table[column].isna().any():  # they would be left out unsaid
+        raise ValueError(f"table: expected a value of {column} in every row, found some without")
+    found = list(table[column].unique())
     if all(isinstance(level, bool | np.bool_) for level in found):
         return sorted(found, reverse=True)
     return sorted(found) if _numeric(found) else found

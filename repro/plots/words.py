@@ -76,6 +76,18 @@ def values(table, column):
     return found.mask(table["dead"].astype(bool)) if column == "mutual_information" and "dead" in table else found
 
 
+def points(table, x, y, hue):
+    """The rows where both columns have a value, these as `_x` and `_y` in the units of their labels; and the column that
+    tells colours apart, which for "layer" is its depth."""
+    data = table.assign(_x=values(table, x), _y=values(table, y))
+    if hue == "layer":
+        hue, data = "depth", data.assign(depth=depth(table))
+    data = data[np.isfinite(data["_x"]) & np.isfinite(data["_y"])]
+    if data.empty:
+        raise ValueError(f"table: expected rows with finite {x} and {y}, found none")
+    return data, hue
+
+
 def require(table, *columns):
     """Raise a ValueError that names the first of `columns` that `table` lacks, and those that it has."""
     if not isinstance(table, pd.DataFrame):
@@ -177,8 +189,8 @@ def note(table):
     parts = []
     if "dataset" in table:
         parts.append(" + ".join(short_name(name) for name in table["dataset"].unique()))
-    if "n_train" in table and (sizes := table["n_train"].dropna()).size:
-        parts.append(f"{_range(sizes, ',.0f')} training images")
+    if "n_train" in table and table["n_train"].notna().all():  # else some were trained on all
+        parts.append(f"{_range(table['n_train'], ',.0f')} training images")
     if "model" in table:
         parts.append(" + ".join(_model(name, rows) for name, rows in table.groupby("model", sort=False)))
     if "batch_norm" in table and not table["batch_norm"].any() and "mlp" not in set(table.get("model", ())):
@@ -234,7 +246,8 @@ def _model(model, rows):
         widths = sorted({w[0] if w else 1.0 for w in widths})
         ends = [_share(w) for w in widths[:1] + widths[1:][-1:]]
         return f"{name} {' to '.join(ends)} width"
-    widths = sorted(w * 2 if len(w) == 1 else w for w in widths if w)
+    # One number is that of each of two layers; without any, `models.build` makes 128.
+    widths = sorted(w * 2 if len(w) == 1 else w or (128.0, 128.0) for w in widths)
     shapes = [f"{len(w)}×{w[0]:g}" if len(set(w)) == 1 else "-".join(f"{n:g}" for n in w) for w in widths]
     return f"{name} {' to '.join(shapes[:1] + shapes[1:][-1:])}".rstrip()
 

@@ -1,6 +1,6 @@
 // Neuron deletion: a small network drawn unit by unit. Darker means more active; a click deletes or restores a unit.
 // data: layers [{weight, bias}], units [[name, n]], images, labels, shape, classes, random {mean, sd}
-import { argmax, assign, drawImage, element, forward, numbers, onChange, onWidth, path, percent, scale, signed, softmax } from "./shared.js";
+import { argmax, assign, bandPath, choose, drawImage, element, extent, forward, numbers, onChange, onWidth, path, percent, scale, signed, softmax } from "./shared.js";
 
 const CHART = { height: 190, left: 44, right: 12, top: 10, bottom: 38 };
 
@@ -11,8 +11,7 @@ function unpackNetwork(data) {
   const labels = numbers(data.labels);
   const size = pixels.length / labels.length;
   const images = Array.from(labels, (_, i) => pixels.subarray(i * size, (i + 1) * size));
-  const range = pixels.reduce(([low, high], p) => [Math.min(low, p), Math.max(high, p)], [Infinity, -Infinity]);
-  return { layers, labels, images, range };
+  return { layers, labels, images, range: extent(pixels) };
 }
 
 /** Which images a network gets right, their share, and the mean cross-entropy in nats. */
@@ -56,13 +55,9 @@ function render({ model, el }) {
   // What the reader does -----------------------------------------------------------------------------------------------
 
   const deleted = () => model.get("deleted");
-  function choose(name, value) {
-    model.set(name, value);
-    model.save_changes();
-  }
   function toggle(depth, unit) {
     const without = deleted().filter(([layer, k]) => layer !== names[depth] || k !== unit);
-    choose("deleted", without.length < deleted().length ? without : [...without, [names[depth], unit]]);
+    choose(model, "deleted", without.length < deleted().length ? without : [...without, [names[depth], unit]]);
   }
   const remaining = () => kept.flatMap((layer, depth) => [...layer.keys()].filter((k) => layer[k]).map((k) => [depth, k]));
   function without(depth, unit) {
@@ -283,8 +278,7 @@ function render({ model, el }) {
     const y = scale(0, 1, height - bottom, top);
     toChart = ([n, share]) => [x(n), y(share)];
     const { mean: middle, sd } = data.random;
-    const edge = (sign) => middle.map((m, n) => [x(n), y(Math.max(0, Math.min(1, m + sign * sd[n])))]);
-    band.setAttribute("d", `${path([...edge(1), ...edge(-1).reverse()])}Z`);
+    band.setAttribute("d", bandPath(middle, sd, (n, share) => [x(n), y(share)]));
     mean.setAttribute("d", path(middle.map((m, n) => toChart([n, m]))));
     axes.replaceChildren(
       ...[0, 0.5, 1].flatMap((share) => [
@@ -309,7 +303,7 @@ function render({ model, el }) {
   const grid = element("svg", {
     class: "grid-of-images",
     role: "img",
-    click: ({ target }) => target.dataset.image && choose("image", Number(target.dataset.image)),
+    click: ({ target }) => target.dataset.image && choose(model, "image", Number(target.dataset.image)),
   });
   const cells = [];
   const rows = data.classes.map((_, c) => [...labels.keys()].filter((i) => labels[i] === c));
@@ -337,8 +331,8 @@ function render({ model, el }) {
   }
   const random = button("Delete a random neuron", deleteRandom);
   const important = button("Delete the most important", deleteMostImportant);
-  const restore = button("Restore all", () => choose("deleted", []));
-  const next = button("Next image", () => choose("image", (model.get("image") + 1) % images.length));
+  const restore = button("Restore all", () => choose(model, "deleted", []));
+  const next = button("Next image", () => choose(model, "image", (model.get("image") + 1) % images.length));
 
   // Drawing --------------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import traitlets
 
 from repro import data, experiment, units
@@ -68,7 +70,10 @@ class Deletion(Diagram):
     @traitlets.validate("deleted")
     def _check_deleted(self, proposal):
         sizes = dict(self.data["units"])
-        found = [(str(layer), int(unit)) for layer, unit in proposal["value"]]
+        try:
+            found = [(str(layer), operator.index(unit)) for layer, unit in proposal["value"]]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"deleted: expected pairs [layer, unit], got {proposal['value']!r}") from error
         for layer, unit in found:
             if not 0 <= unit < sizes.get(layer, 0):
                 known = ", ".join(f"{name} 0 to {n - 1}" for name, n in sizes.items())

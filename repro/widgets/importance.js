@@ -1,6 +1,6 @@
 // Importance against interpretability: the same dots for three supposed relationships, then for the measured one.
 // data: selectivity, layer (0, 1, …), unit, layers, networks, subject, steps {name: {importance, rho, within}}
-import { assign, element, numbers, onChange, onWidth, scale, signed } from "./shared.js";
+import { assign, choose, element, extent, numbers, onChange, onWidth, scale, signed } from "./shared.js";
 
 const STEPS = ["positive", "negative", "none", "measured"];
 const NAMES = { positive: "Positive", negative: "Negative", none: "None", measured: "Measured" };
@@ -28,14 +28,10 @@ function render({ model, el }) {
   // Most changes are tiny and a few are not: asinh is linear about 0, logarithmic beyond.
   const bend = sorted[Math.floor(sorted.length / 2)] || 1;
   const squash = (value) => Math.asinh(value / bend);
-  const low = y.measured.reduce((a, b) => Math.min(a, b));
-  const high = y.measured.reduce((a, b) => Math.max(a, b));
+  const [low, high] = extent(y.measured);
 
   let step = model.get("step");
-  function go(to) {
-    model.set("step", to);
-    model.save_changes();
-  }
+  const go = (to) => choose(model, "step", to);
   const goOn = () => go(STEPS[(STEPS.indexOf(step) + 1) % STEPS.length]);
 
   // Controls -----------------------------------------------------------------------------------------------------------

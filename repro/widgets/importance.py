@@ -89,6 +89,7 @@ class Importance(Diagram):
         table = self.table.assign(importance=importance)
 
         def rho(rows):
-            return float(rows["selectivity"].corr(rows["importance"], method="spearman"))
+            found = rows["selectivity"].corr(rows["importance"], method="spearman")
+            return None if np.isnan(found) else float(found)  # JSON has no NaN
 
         return {"rho": rho(table), "within": [rho(rows) for _, rows in table.groupby("layer", sort=False)]}

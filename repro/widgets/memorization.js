@@ -1,7 +1,7 @@
 // Memorizing against generalizing: one slider deletes the same fraction of units in two networks.
 // data: fraction, deleted (a number each point), orders, images, shape, classes,
 //       networks {true, shuffled: {accuracy (orders × points), mean, sd, labels, answers (orders × points × images)}}
-import { assign, drawImage, element, numbers, onChange, onWidth, path, percent, scale } from "./shared.js";
+import { assign, bandPath, choose, drawImage, element, extent, numbers, onChange, onWidth, path, percent, scale } from "./shared.js";
 
 const NAMES = ["true", "shuffled"];
 const TITLES = { true: "Trained on true labels", shuffled: "Trained on shuffled labels" };
@@ -14,7 +14,7 @@ function render({ model, el }) {
   const pixels = numbers(data.images);
   const size = data.shape[0] * data.shape[1];
   const shown = pixels.length / size;
-  const range = pixels.reduce(([low, high], p) => [Math.min(low, p), Math.max(high, p)], [Infinity, -Infinity]);
+  const range = extent(pixels);
   const networks = Object.fromEntries(
     NAMES.map((name) => {
       const { accuracy, labels, answers } = data.networks[name];
@@ -22,11 +22,6 @@ function render({ model, el }) {
     }),
   );
   const accuracyAt = (name, order, point) => networks[name].accuracy[order * points + point];
-
-  function choose(name, value) {
-    model.set(name, value);
-    model.save_changes();
-  }
 
   // Chart and slider ---------------------------------------------------------------------------------------------------
 
@@ -52,11 +47,11 @@ function render({ model, el }) {
     max: points - 1,
     step: 1,
     "aria-label": "Units deleted in both networks",
-    input: () => choose("position", Number(slider.value)),
+    input: () => choose(model, "position", Number(slider.value)),
     keydown: (event) => event.stopPropagation(), // a notebook has arrow keys of its own
   });
   const reading = element("span", { class: "reading" });
-  const another = element("button", { type: "button", class: "action", click: () => choose("order", (model.get("order") + 1) % data.orders) }, "Another random order");
+  const another = element("button", { type: "button", class: "action", click: () => choose(model, "order", (model.get("order") + 1) % data.orders) }, "Another random order");
   let across = (fraction) => fraction;
   let up = (share) => share;
 
@@ -64,7 +59,7 @@ function render({ model, el }) {
     const to = across.back?.(offsetX);
     if (to === undefined) return;
     const nearest = data.fraction.reduce((best, f, i) => (Math.abs(f - to) < Math.abs(data.fraction[best] - to) ? i : best), 0);
-    if (nearest !== model.get("position")) choose("position", nearest);
+    if (nearest !== model.get("position")) choose(model, "position", nearest);
   }
 
   function layout(width) {
@@ -125,8 +120,7 @@ function render({ model, el }) {
       const { band, line, dot, title } = curves[name];
       const accuracy = accuracyAt(name, order, point);
       const at = data.fraction.map(across);
-      const edge = (sign) => mean.map((m, i) => [at[i], up(Math.max(0, Math.min(1, m + sign * sd[i])))]);
-      band.setAttribute("d", `${path([...edge(1), ...edge(-1).reverse()])}Z`);
+      band.setAttribute("d", bandPath(mean, sd, (i, share) => [at[i], up(share)]));
       line.setAttribute("d", path(at.map((x, i) => [x, up(accuracyAt(name, order, i))])));
       assign(dot, { cx: at[point], cy: up(accuracy) });
       // Where the curve of a network has fallen to about a half there is room beside it; of two classes it ends there.

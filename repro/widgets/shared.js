@@ -20,13 +20,9 @@ export function assign(node, attributes) {
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
 }
 
-function unpack(text) {
-  return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-}
-
 /** Numbers that Python sent as base64: {dtype: "float32" or "uint8", data}. */
 export function numbers({ dtype, data }) {
-  const bytes = unpack(data);
+  const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
   return dtype === "uint8" ? bytes : new Float32Array(bytes.buffer);
 }
 
@@ -86,6 +82,15 @@ export const scale = (low, high, from, to) => (value) => from + ((value - low) /
 /** The d of an SVG path through points [x, y]. */
 export const path = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 
+/** [lowest, highest] of some numbers. */
+export const extent = (values) => values.reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [Infinity, -Infinity]);
+
+/** The d of the band mean ± SD of shares; `place(i, share)` is where a point of it lies. */
+export function bandPath(mean, sd, place) {
+  const edge = (sign) => mean.map((m, i) => place(i, Math.max(0, Math.min(1, m + sign * sd[i]))));
+  return `${path([...edge(1), ...edge(-1).reverse()])}Z`;
+}
+
 /** Call `draw(width)` now and whenever the width of an element changes; returns what ends that. */
 export function onWidth(node, draw) {
   let before = 0;
@@ -95,6 +100,12 @@ export function onWidth(node, draw) {
   });
   observer.observe(node);
   return () => observer.disconnect();
+}
+
+/** Set one of the widget's values, here and in Python. */
+export function choose(model, name, value) {
+  model.set(name, value);
+  model.save_changes();
 }
 
 /** Listen to some of the widget's values, until the returned function is called. */
