@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from repro import ablation, beyond, data, noise, selectivity, units
 from repro.data import Dataset
 from repro.evaluation import check_images, check_integer, check_labels, evaluating, score_columns, scores
+from repro.graph import warned
 
 IMAGES = ("model", "x", "y", "x_test", "y_test", "x_fit")  # what an analysis is handed, beside its options
 LONG = 10  # seconds from which on a measurement is announced
@@ -125,7 +126,8 @@ def measure_model(
         function, options = ANALYSES[name].function, wanted[name]
         if "layers" in inspect.signature(function).parameters:
             options = {"layers": layers} | options
-        table = function(model, *(tensor.to(cut.device) for tensor in parts[name]), **options)
+        with warned():
+            table = function(model, *(tensor.to(cut.device) for tensor in parts[name]), **options)
         on = {f"{name}_on": images_in_words(name, "test" if name in ON_TEST_IMAGES else "train", images)}
         tables[name] = pd.concat([pd.DataFrame(origin | on, index=table.index), table], axis=1)
     return {name: tables[name] for name in wanted}

@@ -16,6 +16,7 @@ from torch import nn
 
 from repro import ablation, selectivity
 from repro.evaluation import check_integer, check_scores, evaluating, points, score_columns, scores
+from repro.graph import warned
 from repro.units import Cut, prepare
 from repro.values import clamp_values
 from repro.work import progress
@@ -169,10 +170,11 @@ def ranked(
         units = selectivity.table(model, x_test, y_test, layers)
     except ValueError as error:  # which calls them x and y
         raise ValueError(re.sub(r"^([xy]):", r"\1_test:", str(error))) from error
-    if "importance" in by:
-        units = units.merge(ablation.single_unit(model, x_test, y_test, layers))
-    if "l1_norm" in by:
-        units = units.merge(weights(model, x_test, y_test, layers))
+    with warned():
+        if "importance" in by:
+            units = units.merge(ablation.single_unit(model, x_test, y_test, layers))
+        if "l1_norm" in by:
+            units = units.merge(weights(model, x_test, y_test, layers))
     units = units.rename(columns={"delta_loss": "importance"})
     orders, names = [], []
     for name in by:
@@ -181,7 +183,8 @@ def ranked(
         ascending = list(zip(in_order["layer"], in_order["unit"], strict=True))
         orders += [ascending, ascending[::-1]]
         names += [(name, "ascending"), (name, "descending")]
-    curves = ablation.cumulative(model, x, y, layers, orders=orders, steps=steps)
+    with warned():
+        curves = ablation.cumulative(model, x, y, layers, orders=orders, steps=steps)
     which = pd.DataFrame([names[order] for order in curves["order"]], columns=["by", "direction"])
     return pd.concat([which, curves.assign(order=0)], axis=1)
 

@@ -40,9 +40,18 @@ CHANNELWISE_FUNCTIONS = FUNCTIONS - {"prelu"} | {"max_pool2d", "avg_pool2d", "ad
 REDUCTIONS = ("mean", "sum", "amax", "amin")
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # what these do in eval mode
 MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+HOOKED = "the model is measured through hooks"  # how a warning begins
 INPLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv")
 
 Edit = Callable[[str, torch.Tensor], torch.Tensor]  # (layer, activation) -> another activation of that shape
+
+
+@contextlib.contextmanager
+def warned() -> Iterator[None]:
+    """Within, nothing more is said of a model that cannot be traced: it has been, when it was first cut."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", HOOKED)
+        yield
 
 
 class Layer(NamedTuple):
@@ -157,8 +166,7 @@ def program(model: nn.Module, x: torch.Tensor) -> Graph | Hooks:
     while frame.f_back and frame.f_globals.get("__name__", "").startswith(__package__):
         frame, level = frame.f_back, level + 1
     warning = (
-        "the model is measured through hooks, which is slower and finds the nonlinearities alone that are modules: "
-        f"it cannot be traced ({reason})"
+        f"{HOOKED}, which is slower and finds the nonlinearities alone that are modules: it cannot be traced ({reason})"
     )
     warnings.warn(warning, stacklevel=level)
     return Hooks(model, x)

@@ -71,6 +71,7 @@ def test_shuffling_takes_any_integer_type(dtype):
         ("fraction", ([0, 1], 1.1, 0)),
         ("fraction", ([0, 1], float("nan"), 0)),
         ("fraction", ([0, 1], "half", 0)),
+        ("fraction", ([0, 1], True, 0)),
         ("y", ([0.0, 1.0], 0.5, 0)),
         ("y", ([[0, 1]], 0.5, 0)),
         ("y", ([True, False], 0.5, 0)),
@@ -129,7 +130,7 @@ def test_a_subset_is_the_beginning_of_one_fixed_shuffle():
     assert small.y_train.unique().numel() == 10
 
 
-@pytest.mark.parametrize("n_train", [0, -1, 1438])
+@pytest.mark.parametrize("n_train", [0, -1, 1438, True])
 def test_a_subset_larger_than_the_data_set_is_refused(n_train):
     with pytest.raises(ValueError, match="^n_train: expected 1 to 1437"):
         data.load("digits").subset(n_train)

@@ -544,6 +544,17 @@ def test_the_last_state_of_a_process_that_was_killed_when_it_had_trained_goes():
     assert not store.state_path(RECIPE.key).exists() and store.network_path(RECIPE.key).exists()
 
 
+def test_the_state_of_a_training_that_is_to_go_on_stays_when_a_snapshot_is_asked_for():
+    measure("history", [dataclasses.replace(RECIPE, epochs=2)])
+    measure("history", [RECIPE], epochs=[0])
+    store.network_path(RECIPE.key).unlink(missing_ok=True)
+    run = training.Run(RECIPE)
+    run.advance()
+    store.write_tensors(store.state_path(RECIPE.key), run.state(), experiment._origin(RECIPE, None))
+    measure("weights", [RECIPE], epochs=[0])
+    assert store.state_path(RECIPE.key).exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [(("digits",), "^recipe: "), ((RECIPE, RECIPE.epochs + 1), "^epoch: "), ((RECIPE, -1), "^epoch: ")],

@@ -201,7 +201,21 @@ BAD = {
         [[[]]],
         [[]],
     ],
-    "scales": [[-1.0], [float("nan")], [1e300], [], ["a"], [[1.0]], 1e30, [1e38], torch.ones(2), "1", {1.0}],
+    "scales": [
+        [-1.0],
+        True,
+        [True],
+        [float("nan")],
+        [1e300],
+        [],
+        ["a"],
+        [[1.0]],
+        1e30,
+        [1e38],
+        torch.ones(2),
+        "1",
+        {1.0},
+    ],
 }
 LONG = ("orders", "repeats")  # where a huge number is no mistake, only slow
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from repro import ablation, beyond, evaluation, models, noise, selectivity, units, values, work
+from repro import ablation, beyond, data, evaluation, models, noise, selectivity, units, values, work
+from repro.analyses import measure_model
 from tests import networks, plain
 
 
@@ -529,6 +530,24 @@ def test_modules_with_a_number_in_their_name_keep_it(traced):
     if traced:
         compare(model, x, y, ["net.relu_1"])
         compare(model, x, y, ["net.relu_2"])
+
+
+def test_a_network_that_cannot_be_traced_is_warned_of_once():
+    x, y = networks.images(40, (3, 2, 2), 4)
+    dataset = data.Dataset("mine", x, y, x, y, tuple("abcd"))
+    for call in (lambda model: measure_model(model, dataset), lambda model: beyond.ranked(model, x, y, x, y)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(networks.randomized(networks.Untraceable()))
+        assert len([w for w in caught if "hooks" in str(w.message)]) == 1
+
+
+def test_a_caller_without_a_name_is_warned_too():
+    x, _ = networks.images(5, (3, 2, 2), 4)
+    space = {"layers": units.unit_layers, "model": networks.randomized(networks.Untraceable()), "x": x}
+    with pytest.warns(UserWarning, match="hooks"):
+        exec("found = layers(model, x)", space)  # as job runners do it
+    assert space["found"]
 
 
 def _warned(function, *arguments):

@@ -608,6 +608,19 @@ def test_the_corner_tells_the_rank_correlation():
     assert ax.collections[0].get_offsets().shape == (50, 2)
 
 
+def test_rows_without_a_level_are_refused_and_not_left_out():
+    table = pd.concat(
+        [corrupted(networks=1, orders=2).assign(width=width, network=f"n{width}") for width in (None, 16.0)]
+    ).query("corruption == 0")
+    with pytest.raises(ValueError, match="table: expected a value of width in every row"):
+        plots.curves(axes(), table, hue="width")
+
+
+def test_two_living_units_have_no_rank_correlation():
+    table = pd.DataFrame({"selectivity": [0.1, 0.2], "delta_loss": [1.0, 2.0], "network": "n", "layer": "relu1"})
+    assert plots.rank_correlations(table, "selectivity").rho.isna().all()
+
+
 def test_the_corner_tells_the_rank_correlation_within_layers_too():
     ax, table = axes(), units(CONV, 30, networks=2)
     plots.importance(ax, table)
@@ -929,6 +942,8 @@ def test_the_note_gives_ranges_and_networks_per_setting():
     assert "· learning rate 0.004, without batch norm 0.001 ·" in plots.note(arms)
     settings = pd.DataFrame([recipe(f"{lr}{size}", lr=lr, batch_size=size) for lr in (0.1, 1) for size in (32, 64)])
     assert "· learning rate 0.1–1 · batch size 32–64 ·" in plots.note(settings)
+    default = pd.DataFrame([recipe("a", width=None, n_train=None), recipe("b", width=16, n_train=200)])
+    assert plots.note(default) == "digits · MLP 2×16 to 2×128 · 90 epochs · 2 networks"
 
 
 def test_layers_are_named_by_depth():

@@ -115,6 +115,9 @@ def test_trains_inside_inference_mode_and_on_what_was_loaded_there(tmp_path, mon
         assert same(train(MLP).state_dict(), expected)
         monkeypatch.setenv("REPRO_STORE", str(tmp_path))
         experiment.measure("history", [MLP])
+        stored = experiment.network(MLP)
+        assert training.estimate(MLP) > 0
+    assert same(stored.state_dict(), expected) and not any(weight.is_inference() for weight in stored.parameters())
     assert same(train(MLP).state_dict(), expected)
 
 

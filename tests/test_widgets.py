@@ -73,7 +73,8 @@ def test_deletion_carries_the_whole_network(deletion):
 def test_deletion_refuses_what_is_not_there(deletion):
     deletion.deleted = [["relu1", 7], ("relu2", 0)]
     assert deletion.deleted == [["relu1", 7], ["relu2", 0]]
-    for wrong in ([["relu1", 8]], [["relu9", 0]], [["relu1", -1]], [["relu1", 2], ["relu1", 2]]):
+    twice, half = [["relu1", 2], ["relu1", 2]], [["relu1", 0.7]]
+    for wrong in ([["relu1", 8]], [["relu9", 0]], [["relu1", -1]], twice, half, [None], [["relu1"]]):
         with pytest.raises(ValueError, match="deleted: expected"):
             deletion.deleted = wrong
     deletion.image = 359
@@ -128,6 +129,12 @@ def test_supposed_importances_are_the_measured_ones_in_another_order(strength):
     assert supposed(x, y, 1.0)[np.argsort(x)].tolist() == np.sort(y).tolist()
     with pytest.raises(ValueError, match="strength: expected"):
         supposed(x, y, 1.5)
+
+
+def test_importance_of_a_layer_with_one_living_unit_has_no_correlation():
+    widget = Importance([Recipe("digits", width=(1, 8), n_train=256, epochs=2)])
+    steps = json.loads(json.dumps(widget.data["steps"], allow_nan=False))  # as a page reads them
+    assert steps["measured"]["within"][0] is None
 
 
 def test_importance_joins_the_two_tables():

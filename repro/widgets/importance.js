@@ -32,6 +32,7 @@ function render({ model, el }) {
 
   let step = model.get("step");
   const go = (to) => choose(model, "step", to);
+  const shown = (r) => (r === null ? "–" : signed(r, 2)); // null: of one unit
   const goOn = () => go(STEPS[(STEPS.indexOf(step) + 1) % STEPS.length]);
 
   // Controls -----------------------------------------------------------------------------------------------------------
@@ -118,11 +119,11 @@ function render({ model, el }) {
     step = model.get("step");
     radios.forEach((radio) => (radio.checked = radio.value === step));
     const { rho: value, within: inLayers } = data.steps[step];
-    rho.textContent = `ρ = ${signed(value, 2)}`;
+    rho.textContent = `ρ = ${shown(value)}`;
     rho.dataset.value = value;
-    within.textContent = inLayers.map((r, i) => `layer ${i + 1}: ${signed(r, 2)}`).join(", ");
+    within.textContent = inLayers.map((r, i) => `layer ${i + 1}: ${shown(r)}`).join(", ");
     words.textContent = SUPPOSED[step] ?? finding(value);
-    chart.setAttribute("aria-label", `Importance against class selectivity, ${NAMES[step]}: rank correlation ${signed(value, 2)}`);
+    chart.setAttribute("aria-label", `Importance against class selectivity, ${NAMES[step]}: rank correlation ${shown(value)}`);
     chart.classList.toggle("real", step === "measured");
     ring.classList.remove("on");
     put();
