@@ -310,6 +310,11 @@ def test_the_table_of_panels_says_what_the_scorecards_say():
     assert [row["claim"] for row in table] == [card["claim"] for card in paper]
     assert [row["verdict"] for row in table] == [card["verdict"] for card in paper]
     assert [row["verdict on digits"] for row in table] == [card["verdict"] for card in digits]
+    again = {(card["claim"], card["subject"]): card["verdict"] for card in verdicts("paper-again", "C")}
+    assert again and [row["other networks"] for row in table] == [
+        again.pop((card["claim"], card["subject"]), "–") for card in paper
+    ]
+    assert not again
 
 
 def test_the_table_of_later_work_says_what_the_scorecards_say():
