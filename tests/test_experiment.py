@@ -545,7 +545,6 @@ def test_the_last_state_of_a_process_that_was_killed_when_it_had_trained_goes():
 
 
 def test_the_state_of_a_training_that_is_to_go_on_stays_when_a_snapshot_is_asked_for():
-    measure("history", [dataclasses.replace(RECIPE, epochs=2)])
     measure("history", [RECIPE], epochs=[0])
     store.network_path(RECIPE.key).unlink(missing_ok=True)
     run = training.Run(RECIPE)

@@ -111,13 +111,13 @@ class _Gradient(HandlerBase):
         ]
 
 
-def gradient_key(ax, title, column, found):
+def gradient_key(ax, title, column, palette):
     """Write the key of a numeric column with many levels: a bar of their colours, and what they span."""
     handle = Rectangle((0, 0), 1, 1)
-    log = ", log scale" if isinstance(norm(column, found), LogNorm) else ""
+    log = ", log scale" if isinstance(norm(column, palette), LogNorm) else ""
     factor = words.factor(column)
-    low, high = (words.rough(end * factor) for end in (min(found), max(found)))
-    handlers = {Rectangle: _Gradient(list(colors(column, found).values()))}
+    low, high = (words.rough(end * factor) for end in (min(palette), max(palette)))
+    handlers = {Rectangle: _Gradient(list(palette.values()))}
     return _place(ax, _legend(ax, [handle], [f"{low} to {high}{log}"], title, 1, handlelength=7, handler_map=handlers))
 
 
@@ -245,7 +245,7 @@ def level_key(ax, column, palette, **line):
     """
     title = words.label(column)
     if _numeric(palette) and len(palette) > MOST_NAMED:
-        return gradient_key(ax, title, column, list(palette))
+        return gradient_key(ax, title, column, palette)
     if not _numeric(palette):  # "five smallest" has no unit
         title = title.split(" (")[0]
     entries = {words.level_name(column, level): {"color": color, **line} for level, color in palette.items()}
