@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from repro.evaluation import check_integer, is_integer, is_number
+
 IDX = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
 TORCHVISION = {  # its class, and the files that it looks for
     "mnist": ("MNIST", f"MNIST/raw/{IDX}"),
@@ -59,8 +61,7 @@ class Dataset:
         """Keep the first ``n_train`` training images of a fixed shuffle (None: all, in their own order)."""
         if n_train is None:
             return self
-        whole = isinstance(n_train, int | np.integer) and not isinstance(n_train, bool)
-        if not whole or not 1 <= n_train <= len(self.y_train):
+        if not is_integer(n_train) or not 1 <= n_train <= len(self.y_train):
             raise ValueError(f"n_train: expected 1 to {len(self.y_train)} for {self.name!r}, got {n_train!r}")
         keep = torch.from_numpy(np.random.default_rng(0).permutation(len(self.y_train))[:n_train])
         return replace(self, x_train=self.x_train[keep], y_train=self.y_train[keep])
@@ -321,12 +322,9 @@ def shuffle_labels(y: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
     no_labels = y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
     if y.ndim != 1 or no_labels or y.layout != torch.strided or y.device.type == "meta":
         raise ValueError(f"y: expected a vector of integer labels, got {y.dtype} of shape {tuple(y.shape)}")
-    number = isinstance(fraction, int | float | np.integer | np.floating) and not isinstance(fraction, bool)
-    if not number or not 0 <= fraction <= 1:  # also refuses NaN
+    if not is_number(fraction) or not 0 <= fraction <= 1:  # also refuses NaN
         raise ValueError(f"fraction: expected a number in [0, 1], got {fraction!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed: expected an integer >= 0, got {seed!r}")
-    rng = np.random.default_rng(int(seed))
+    rng = np.random.default_rng(check_integer("seed", seed, 0))
     chosen = rng.permutation(len(y))[: round(fraction * len(y))]
     order = np.arange(len(y))
     order[chosen] = rng.permutation(chosen)

@@ -8,6 +8,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 
 import numpy as np
 import pandas as pd
@@ -225,8 +226,7 @@ def check_scales(scales) -> list[float]:
     several = isinstance(scales, Sequence | np.ndarray | pd.Series) and not isinstance(scales, str) and np.ndim(scales)
     scales = list(scales) if several else [scales]
     largest = torch.finfo(torch.float32).max
-    numbers = (int, float, np.integer, np.floating)
-    wrong = [s for s in scales if isinstance(s, bool) or not isinstance(s, numbers) or not 0 <= s <= largest]
+    wrong = [s for s in scales if not is_number(s) or not 0 <= s <= largest]
     if wrong or not scales:
         raise ValueError(f"scales: expected finite numbers >= 0, got {wrong[0] if wrong else 'none'!r}")
     return [float(scale) for scale in scales]
@@ -234,9 +234,19 @@ def check_scales(scales) -> list[float]:
 
 def check_integer(argument: str, number, low: int) -> int:
     """An integer >= low."""
-    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < low:
+    if not is_integer(number) or number < low:
         raise ValueError(f"{argument}: expected an integer >= {low}, got {number!r}")
     return int(number)
+
+
+def is_integer(value) -> bool:
+    """Whether a value is an integer, Python's or numpy's; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value) -> bool:
+    """The same of real numbers."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def image_scores(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from repro import data, store
 from repro.analyses import ANALYSES, SPLITS, check_count, check_options, images_in_words, plain, some_of
 from repro.analyses import measure_model as measure_model  # of a network without a recipe
+from repro.evaluation import is_integer
 from repro.training import FORMAT, Group, Recipe, Run, build, device, digest, together, training_set
 
 AT_ONCE = 64  # networks that train together on a GPU
@@ -240,7 +241,7 @@ def _check_recipes(argument: str, recipes: Sequence, epochs: Sequence, named: st
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
         raise ValueError(f"{argument}: expected {'a' if argument == 'recipe' else 'at least one'} Recipe")
     for recipe, epoch in itertools.product(recipes, epochs):
-        if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or not 0 <= epoch <= recipe.epochs:
+        if not is_integer(epoch) or not 0 <= epoch <= recipe.epochs:
             raise ValueError(f"{named}: expected integers from 0 to {recipe.epochs}, got {epoch!r}")
 
 

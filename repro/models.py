@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from numbers import Integral, Real
 
 import torch
 from torch import nn
+
+from repro.evaluation import is_integer, is_number
 
 MOST, MOST_WEIGHTS = 2**20, 2**32  # units of a layer, weights of a network: beyond, a number was mistyped
 CHANNELS = (64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512)
@@ -53,7 +54,7 @@ def mlp(inputs: int, widths: Sequence[int], classes: int, dropout: float = 0.0) 
     """
     sizes = _positive("inputs", [inputs]) + _positive("widths", widths)
     _positive("classes", [classes])
-    if not _is_number(dropout) or not 0 <= dropout < 1:
+    if not is_number(dropout) or not 0 <= dropout < 1:
         raise ValueError(f"dropout: expected a number in [0, 1), got {dropout!r}")
     if sum(fan_in * fan_out for fan_in, fan_out in pairwise(sizes)) > MOST_WEIGHTS:
         raise ValueError(f"widths: expected at most {MOST_WEIGHTS} weights in all, got {widths!r}")
@@ -140,7 +141,7 @@ def resnet50(classes: int = 1000, width: float = 1.0, in_channels: int = 3, smal
     """
     from torchvision.models import resnet
 
-    if not _is_number(width) or not 0 < width <= 1:
+    if not is_number(width) or not 0 < width <= 1:
         raise ValueError(f"width: expected a factor in (0, 1], got {width!r}")
     _check_switch("small_images", small_images)
     _positive("classes", [classes])
@@ -189,7 +190,7 @@ def _published() -> dict[str, torch.Tensor]:
 def _positive(argument: str, numbers) -> list[int]:
     right = isinstance(numbers, Iterable) and not isinstance(numbers, str) and getattr(numbers, "ndim", 1) == 1
     found = list(numbers) if right else []
-    if not found or not all(isinstance(n, Integral) and not isinstance(n, bool) and 0 < n <= MOST for n in found):
+    if not found or not all(is_integer(n) and 0 < n <= MOST for n in found):
         raise ValueError(f"{argument}: expected positive integers up to {MOST}, got {numbers!r}")
     return [int(n) for n in found]
 
@@ -199,21 +200,18 @@ def _check_switch(argument: str, value) -> None:
         raise ValueError(f"{argument}: expected True or False, got {value!r}")
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def check_width(model: str, width) -> float | tuple[int, ...] | None:
     """The width of a network by name: of an MLP a number of units, or one a layer; else a factor on the channel counts."""
     if width is None:
         return None
     if model == "mlp" and isinstance(width, list | tuple):
         return tuple(_positive("width", width))
-    kind, low, what = (Integral, 1, "an integer") if model == "mlp" else (Real, 1e-3, "a factor on the channel counts")
+    mlp = model == "mlp"
+    fits, low, what = (is_integer, 1, "an integer") if mlp else (is_number, 1e-3, "a factor on the channel counts")
     most = 1 if model == "resnet50" else MOST
-    if not isinstance(width, kind) or isinstance(width, bool) or not low <= width <= most:
+    if not fits(width) or not low <= width <= most:
         raise ValueError(f"width: expected {what} from {low} to {most}, got {width!r}")
-    return int(width) if model == "mlp" else float(width)
+    return int(width) if mlp else float(width)
 
 
 def check_options(model: str, strides, batch_norm, dropout) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from repro import plots, store
 from repro.ablation import auc
-from repro.plots.dots import spearman
+from repro.claims.statistics import spearman
 
 LAYOUTS = {1: "a", 2: "ab", 3: "abc", 4: "ab;cd"}
 LISTED = 10  # units named on the page

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from repro import data, models
-from repro.evaluation import BATCH_NORM, whole_products
+from repro.evaluation import BATCH_NORM, is_integer, is_number, whole_products
 
 FORMAT = 1  # raise when the same recipe begins to mean another network
 COMPILED = 2000  # steps of training from which on a GPU compiles a network: an estimate, never timed
@@ -116,10 +116,8 @@ class Recipe:
         def number(field, low, high=None, integer=False):
             value = getattr(self, field)
             high = (2**63 - 1 if integer else sys.float_info.max) if high is None else high
-            kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
-            right = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
-            kind = "an integer" if integer else "a number"
-            expect(field, right, f"{kind} from {low} to {high}")
+            fits, kind = (is_integer, "an integer") if integer else (is_number, "a number")
+            expect(field, fits(value) and low <= value <= high, f"{kind} from {low} to {high}")
             object.__setattr__(self, field, int(value) if integer else float(value))  # so that 0 and 0.0 are one recipe
 
         def choice(field, options):

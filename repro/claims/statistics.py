@@ -99,7 +99,7 @@ def spearman(x, y, given=None):
     """
     x, y, given = np.broadcast_arrays(x, y, 0.0 if given is None else given)
     if x.shape[-1] < 3:
-        return np.full(x.shape[:-1], np.nan)
+        return np.full(x.shape[:-1], np.nan)[()]
     x, y, given = (stats.rankdata(v, axis=-1) - (v.shape[-1] + 1) / 2 for v in (x, y, given))
     square = (given**2).sum(axis=-1, keepdims=True)
     slopes = ((v * given).sum(axis=-1, keepdims=True) / np.where(square > 0, square, 1) for v in (x, y))
@@ -107,7 +107,7 @@ def spearman(x, y, given=None):
     x, y = ((v - slope * given).round(9) for v, slope in zip((x, y), slopes, strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        return np.asarray(stats.pearsonr(x, y, axis=-1).statistic)
+        return np.asarray(stats.pearsonr(x, y, axis=-1).statistic)[()]
 
 
 def counted_spearman(x, y, counts):

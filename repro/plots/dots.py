@@ -5,6 +5,7 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator, LogLocator
 
 from repro.ablation import auc
+from repro.claims.statistics import spearman
 from repro.plots import style as look
 from repro.plots import words
 
@@ -98,11 +99,6 @@ def scatter(ax, table, x, y, hue=None, lines=False):
         text += f"\nρ = {words.rho(rank_correlations(data, '_x', '_y').rho.mean())} (within layers)"
     look.in_emptiest_corner(ax, text, data)
     look.corner_note(ax, words.note(table) + words.left_out(table, x, y) + LINES * lines)
-
-
-def spearman(x, y):
-    """Spearman's rank correlation of two Series; NaN for fewer than three values, as claims have it."""
-    return x.rank().corr(y.rank(), min_periods=3)
 
 
 def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
