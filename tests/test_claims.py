@@ -580,6 +580,9 @@ def test_counted_spearman_is_spearman_of_the_values_repeated():
     repeated = [float(spearman(np.repeat(x, c), np.repeat(y, c))) for c in counts.astype(int)]
     assert counted_spearman(x, y, counts) == pytest.approx(repeated)
     assert np.isnan(counted_spearman(np.ones(30), y, counts)).all()
+    few = np.zeros((2, 30))
+    few[0, :3] = few[1, :2] = 1  # three values do for a ρ, two do not
+    assert counted_spearman(x, y, few) == pytest.approx([float(spearman(x[:3], y[:3])), np.nan], nan_ok=True)
 
 
 def test_units_are_drawn_alike_in_blocks():
