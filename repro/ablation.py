@@ -106,6 +106,10 @@ def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tens
     d = first.terms(h)  # (n, C, ...)
     z = first.sum(d).contiguous()  # (n, O, ...)
     units, images, terms, counts = _active_pairs(d)
+    alone = (images.bincount(minlength=len(d)) == 1)[
+        images
+    ]  # without its one active unit, an image is left with the constant
+    lonely = bool(alone.any())
     weights = first.weight.transpose(0, 1).contiguous().transpose(0, 1).split(1, dim=1)  # C times (O, 1, ...)
     bounds = np.cumsum([0, *counts])
     starts = np.unique(bounds[:-1] * z[0].nbytes // room, return_index=True)[1].tolist()
@@ -117,6 +121,8 @@ def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tens
         mine = changed.split(counts[start:stop]), terms[some].split(counts[start:stop]), weights[start:stop]
         for parts in zip(*mine, strict=True):
             first.subtract(*parts)
+        if lonely:  # set, not reached by subtraction: else rounding decides between equal logits
+            changed[alone[some]] = first.constant
         for link in rest:
             changed = link(changed)
         waiting.append(changed.T)  # (classes, pairs)
@@ -313,6 +319,8 @@ def _in_chain(links: Sequence[Link], curves, cut: Cut, bar, x, y, block: slice) 
     for channels, present, (first, *rest) in curves:
         own, z = (t[these].transpose(0, 1) for t, these in zip(each, channels, strict=False))
         before = anew = d.shape[1]
+        silent = _first_active(own)
+        last = int(silent.max())
         for now, outputs, *above in present:
             if now <= anew / 4:  # sum anew, lest rounding errors outgrow what is left
                 anew, z = now, first.sum(own[:, :now], outputs).clone()
@@ -320,11 +328,19 @@ def _in_chain(links: Sequence[Link], curves, cut: Cut, bar, x, y, block: slice) 
                 first.subtract(z[:, :outputs], own[:, now:before], first.weight[:outputs, now:before])
             before = now
             a = z[:, :outputs]
+            if now <= last:  # here, too
+                a[silent >= now] = first.constant[:, :outputs]
             for link, kept, outs in zip(rest, [outputs, *above], above, strict=False):
                 a = link(a, kept, outs)
             found.append(scores(a, y[block]))
             bar.update(len(a))
     return torch.stack(found).cpu()
+
+
+def _first_active(d: torch.Tensor) -> torch.Tensor:
+    """The first channel of d (n, C, ...) that is not 0 throughout, of each image; C where there is none: (n,)."""
+    active = (d != 0).flatten(2).any(2) if d.ndim > 2 else d != 0
+    return torch.where(active.any(1), active.byte().argmax(1), d.shape[1])
 
 
 def _sort(links: Sequence[Link], times: Mapping[str, np.ndarray], at: Sequence[int]):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -85,9 +86,11 @@ def measure_model(
     model : nn.Module
         Maps images (N, C, H, W) to logits; measured on the device where it is.
     data : str or Dataset
-        As `repro.data.load` takes it, such as "folder:PATH", or a data set in memory.
+        As `repro.data.load` takes it, such as "folder:PATH" (here, or under REPRO_DATA), which standardises each channel by
+        the training images' mean and SD; or a data set in memory, prepared as the network was trained.
     analyses : names, or dict of name to options
-        Of `measure`; "single_unit", "selectivity" and "class_drops" take test images, "history" and "ranked" both, the others
+        Of `measure`; means and standard deviations are taken over the images that are measured.
+        "single_unit", "selectivity" and "class_drops" take test images, "history" and "ranked" both, the others
         training images.
     layers : sequence of str, optional
         Unit layers; all by default.
@@ -152,7 +155,7 @@ def _with_options(analyses: str | Iterable[str] | Mapping[str, dict]) -> dict[st
 
 def _images_of(which: str | Dataset, images: int | None):
     """A data set, its training and its test images with their labels, at most so many of each."""
-    dataset = data.load(which) if isinstance(which, str) else which
+    dataset = _loaded(which) if isinstance(which, str) else which
     if not isinstance(dataset, Dataset):
         kind = type(which).__name__
         raise ValueError(f"data: expected a repro.data.Dataset or a name such as 'folder:PATH', got {kind}")
@@ -169,6 +172,20 @@ def _images_of(which: str | Dataset, images: int | None):
     return dataset, *(some_of(part, images) for part in parts)
 
 
+def _loaded(name: str) -> Dataset:
+    """`data.load`, but that a relative folder may also lie in the current one."""
+    kind, _, path = name.partition(":")
+    here = Path(path)
+    try:
+        if kind == "folder" and path and here.exists():
+            return data.load(f"folder:{here.resolve()}")
+        return data.load(name)
+    except (ValueError, OSError) as error:
+        message = str(error).removeprefix("name: ")
+        aside = f"; nor is there {here.resolve()}" if kind == "folder" and path and not here.is_absolute() else ""
+        raise ValueError(f"data: {message}{aside}") from error
+
+
 def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | None):
     """Images with labels that count the model's outputs."""
     x, y = part
@@ -179,7 +196,7 @@ def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | No
         some = ", ".join(map(str, dataset.classes[:5])) + ", …" * (classes > 5)
         raise ValueError(
             f"outputs: {dataset.name} has {classes} classes ({some}), the model {logits} outputs; pass a model with {classes}, "
-            "or outputs=[…], the model's output for each class"
+            "or say which output of it stands for each class"
         )
     listed = list(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, Mapping | Set) else []
     integers = all(isinstance(i, int | np.integer) and 0 <= i < logits for i in listed)
@@ -234,7 +251,7 @@ def check_count(argument: str, value) -> None:
 
 
 def check_options(analysis, options, argument: str = "analysis") -> None:
-    """Refuse an analysis that there is not, and options that it does not have or that cannot be written down."""
+    """Refuse an analysis that there is not, and options that it does not have or lacks."""
     if not isinstance(analysis, str) or analysis not in ANALYSES:
         raise ValueError(f"{argument}: unknown analysis {analysis!r}; expected one of {', '.join(ANALYSES)}")
     parameters = inspect.signature(ANALYSES[analysis].function).parameters
@@ -245,9 +262,14 @@ def check_options(analysis, options, argument: str = "analysis") -> None:
         value = options.get(name, default)
         if value is inspect.Parameter.empty:
             raise ValueError(f"{name}: {analysis} needs this option")
+
+
+def check_written(options: Mapping) -> None:
+    """Refuse options that cannot be written down, by which a table is found."""
+    for name, value in options.items():
         try:
             json.dumps(plain(value))
-        except TypeError as error:  # a table is found by its options, so they must be written down
+        except TypeError as error:
             kind = type(value).__name__
             raise ValueError(f"{name}: expected numbers, text or sequences of them, got {kind} ({error})") from error
 

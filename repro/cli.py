@@ -21,8 +21,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from repro import execution, keeping, notebooks, store
+from repro import __version__, execution, keeping, notebooks, store
 from repro.notebooks import NAMES, Refused, chosen, defaults, environment, read, replay
+
+SHELL = {"analyses": "--analysis"} | {name: f"--{name}" for name in ("data", "layers", "outputs", "images")}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="repro", description="Reproduce every figure of Morcos et al. (2018).")
+    parser.add_argument("--version", action="version", version=f"repro {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     device = {"choices": ("auto", "cpu", "cuda"), "default": os.environ.get("REPRO_DEVICE", "auto")}
 
@@ -87,7 +90,11 @@ def _parser() -> argparse.ArgumentParser:
 
     own = commands.add_parser("measure", help="measure a network of your own")
     own.add_argument("model", metavar="MODULE:FUNCTION", help="a function that returns the network, an nn.Module")
-    own.add_argument("--data", required=True, help="folder:PATH, or digits, mnist, fashion_mnist, cifar10, imagenet")
+    own.add_argument(
+        "--data", required=True,
+        help="folder:PATH, digits, mnist, fashion_mnist, cifar10 or imagenet, standardised by the training images; "
+        "or MODULE:FUNCTION, which returns a repro.data.Dataset of images prepared as the network needs them",
+    )  # fmt: skip
     own.add_argument(
         "--analysis", type=names, default="single-unit,cumulative,noise,selectivity",
         help="by commas (default: single-unit,cumulative,noise,selectivity)",
@@ -320,24 +327,29 @@ def write_tables(options) -> int:
 
 def measure_own(options) -> int:
     """repro measure: tables and a page of summary about a network that a function returns."""
+    from torch import nn
+
     from repro import summary
+    from repro.data import Dataset
     from repro.evaluation import check_model
     from repro.experiment import measure_model
 
     device = _device(options)
     _check_folder(options.out)
-    model = _made(options.model)
+    model = _made("model", options.model, nn.Module)
+    kind, colon, _ = options.data.partition(":")
     try:
         tables = measure_model(
             check_model(model).to(device),
-            _found(options.data),
+            _made("--data", options.data, Dataset) if colon and kind != "folder" else options.data,
             [name.replace("-", "_") for name in options.analysis],
             layers=options.layers,
             outputs=options.outputs,
             images=options.images,
         )
     except ValueError as error:
-        raise Refused(error) from error
+        argument, _, what = str(error).partition(": ")
+        raise Refused(f"{SHELL.get(argument, argument)}: {what}") from error
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         path = options.out / f"{name.replace('_', '-')}.parquet"
@@ -348,26 +360,21 @@ def measure_own(options) -> int:
     return 0
 
 
-def _found(name: str) -> str:
-    """The data set's name; a folder that is there is meant, whatever REPRO_DATA says."""
-    kind, _, path = name.partition(":")
-    return f"folder:{Path(path).resolve()}" if kind == "folder" and path and Path(path).exists() else name
-
-
-def _made(name: str):
-    """What the function MODULE:FUNCTION returns; modules in the current folder are found, too."""
-    from torch import nn
-
+def _made(argument: str, name: str, kind: type):
+    """What the function MODULE:FUNCTION returns, of a kind; modules in the current folder are found, too."""
     module, _, function = name.partition(":")
     if not function:
-        raise Refused(f"expected MODULE:FUNCTION, the function returns the network; got {name!r}")
+        raise Refused(
+            f"{argument}: expected MODULE:FUNCTION, where the function returns a {kind.__name__}; got {name!r}"
+        )
     sys.path.insert(0, os.getcwd())
     try:
-        made = getattr(importlib.import_module(module), function)()
+        found = getattr(importlib.import_module(module), function)
+        made = found if isinstance(found, kind) else found()
     except Exception as error:  # it is the user's code
-        raise Refused(f"MODULE:FUNCTION: {name!r} gives no network: {type(error).__name__}: {error}") from error
-    if not isinstance(made, nn.Module):
-        raise Refused(f"MODULE:FUNCTION: {name!r} gives a {type(made).__name__}, expected an nn.Module")
+        raise Refused(f"{argument}: {name!r} gives no {kind.__name__}: {type(error).__name__}: {error}") from error
+    if not isinstance(made, kind):
+        raise Refused(f"{argument}: {name!r} gives a {type(made).__name__}, expected a {kind.__name__}")
     return made
 
 
@@ -408,6 +415,8 @@ def write_site(options) -> int:
 
 def look_after_store(options) -> int:
     """repro store ls | verify | gc: what each file is; whether all are whole; which ones nothing refers to any more."""
+    if os.environ.get("REPRO_STORE") and not store.root().exists():
+        raise Refused(f"REPRO_STORE: there is no folder {store.root()}")
     referred = notebooks.referred() if options.action == "gc" else None  # before anything is read: it may refuse
     sound, damaged = keeping.read_all()
     if options.action == "ls":
@@ -416,7 +425,7 @@ def look_after_store(options) -> int:
     elif options.action == "gc":
         keeping.remove([entry for entry in sound if entry not in referred], options.yes)
     else:
-        print(f"{len(sound)} files whole, {damaged} damaged")
+        print(f"{len(sound)} files whole, {damaged} damaged in {store.root()}")
         keeping.count_orphans(sound)
     return 1 if damaged else 0
 

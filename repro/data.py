@@ -191,7 +191,7 @@ def _imagenet(path: Path) -> Dataset:
         raise ValueError(
             f"name: 'imagenet' needs 1,000 folders of images, one a class, in {path}; found {len(classes)}"
         )
-    files = sorted(_tree_files(path), key=lambda entry: entry[0])
+    files = _files(path)
     chosen = np.random.default_rng(0).permutation(len(files))[:IMAGENET_IMAGES]
     prepare = ResNet50_Weights.IMAGENET1K_V1.transforms()
     number = {label: i for i, label in enumerate(classes)}
@@ -228,11 +228,8 @@ def _find_split(path: Path, names: tuple[str, ...]) -> Path:
 
 def _read_split(path: Path):
     """Images (N, C, H, W), uint8, and the name of each one's class, of one split."""
-    files = list(_zip_files(path) if path.suffix == ".zip" else _tree_files(path))
-    if not files:
-        raise ValueError(f"name: no images in {path}; expected one folder a class with {' '.join(SUFFIXES)} files")
     images, labels = [], []
-    for file, label, read in sorted(files, key=lambda entry: entry[0]):
+    for file, label, read in _files(path):
         pixels = _read_image(file, path, read, np.asarray)
         if images and pixels.shape != images[0].shape:
             raise ValueError(
@@ -263,10 +260,30 @@ def _read_image(file: str, path: Path, read, convert):
         raise ValueError(f"name: cannot read image {file} in {path}: {error}") from error
 
 
+def _files(path: Path) -> list[tuple]:
+    """Every image of a folder or zip, sorted: its name there, that of its class, and a function that reads it."""
+    found = sorted(_zip_files(path) if path.suffix == ".zip" else _tree_files(path), key=lambda entry: entry[0])
+    if not found:
+        raise ValueError(f"name: no images in {path}; expected one folder a class with {' '.join(SUFFIXES)} files")
+    one_of = {PurePosixPath(file).parents[1]: file for file, _, _ in found}  # by the folder that holds the classes
+    if len(one_of) > 1:
+        some = " and ".join(sorted(one_of.values())[:2])
+        raise ValueError(f"name: expected one folder of images a class in {path}, found images deeper or aside: {some}")
+    return found
+
+
 def _tree_files(path: Path):
-    for file in path.glob("*/*"):
-        if file.suffix.lower() in SUFFIXES:
-            yield f"{file.parent.name}/{file.name}", file.parent.name, file.read_bytes
+    for pattern in ("*/*", "*/*/*"):  # no deeper, but what lies there shall not be missed in silence
+        for file in path.glob(pattern):
+            name = file.relative_to(path)
+            if _is_image(name.parts):
+                yield name.as_posix(), file.parent.name, file.read_bytes
+
+
+def _is_image(parts: tuple[str, ...]) -> bool:
+    """Whether a file in a folder is meant as an image; hidden ones, and what macOS puts into a zip, are not."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return len(parts) >= 2 and PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES and not hidden
 
 
 def _zip_files(path: Path):
@@ -279,8 +296,8 @@ def _zip_files(path: Path):
         parts = PurePosixPath(member.filename.replace("\\", "/")).parts
         if ".." in parts or parts[:1] == ("/",):
             raise ValueError(f"name: refused {path}: {member.filename!r} leads out of it")
-        if len(parts) >= 2 and PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES:
-            yield member.filename, parts[-2], functools.partial(_unpack, archive, member)
+        if _is_image(parts):
+            yield "/".join(parts), parts[-2], functools.partial(_unpack, archive, member)
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
@@ -17,6 +16,7 @@ from torch import nn
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CUDNN, BLAS, CPU = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
+NAMED = 20  # layers that a message lists
 PRODUCTS = (CUDNN.conv, CUDNN.rnn, BLAS.matmul, CPU.conv, CPU.matmul)  # whose factors torch may shorten
 
 
@@ -142,7 +142,8 @@ def check_labels(y: torch.Tensor, n: int, classes: int | None = None) -> torch.T
         raise ValueError(f"y: expected {n} labels, one an image, got {len(y)}")
     y = y.long()
     if n and (y.min() < 0 or (classes is not None and y.max() >= classes)):
-        raise ValueError(f"y: expected labels from 0 to {(classes or math.inf) - 1}, got {y.min()} to {y.max()}")
+        most = "" if classes is None else f" to {classes - 1}"
+        raise ValueError(f"y: expected labels from 0{most}, got {y.min()} to {y.max()}")
     if len(y.unique()) < 2:
         raise ValueError("y: expected images of at least two classes, got one")
     return y
@@ -155,10 +156,10 @@ def check_layers(layers: Sequence[str] | None, outputs: Mapping) -> list[str]:
     if layers is None:
         if not units:
             faults = [f"; {name!r} gives {wrong[name]}" for name in wrong if outputs[name].nonlinear]
-            others = [name for name in outputs if name not in wrong]
+            others = _some([name for name in outputs if name not in wrong])
             raise ValueError(
                 "model: found no unit layer, the output of a ReLU-like nonlinearity, (N, C) or (N, C, H, W)"
-                f"{faults[0] if faults else ''}; name layers by hand: layers=[...] from {', '.join(others) or 'none'}"
+                f"{faults[0] if faults else ''}; name layers by hand: layers=[...] from {others or 'none'}"
             )
         return units
     try:
@@ -169,11 +170,17 @@ def check_layers(layers: Sequence[str] | None, outputs: Mapping) -> list[str]:
         raise ValueError(f"layers: expected a list of layer names, got {layers!r}")
     for name in names:
         if name not in outputs:
-            expected = ", ".join(units or outputs)
-            raise ValueError(f"layers: the model has no layer {name!r}; expected some of {expected}")
+            expected = _some(units or outputs)
+            raise ValueError(f"layers: the model has no layer {name!r} below its logits; expected some of {expected}")
         if name in wrong:
             raise ValueError(f"layers: {name!r} gives {wrong[name]}; units need (N, C) or (N, C, H, W)")
     return [name for name in outputs if name in names]
+
+
+def _some(names: Iterable[str]) -> str:
+    """Names by commas; of many the first ones."""
+    names = list(names)
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _no_units(layer) -> str:
@@ -203,7 +210,9 @@ def sequences(units: Sequence[tuple[str, int]], orders: int | Sequence, seed: in
     try:
         given = [[(str(name), operator.index(unit)) for name, unit in sequence] for sequence in orders]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"orders: expected an integer >= 1 or sequences of (layer, unit), got {orders!r}") from error
+        raise ValueError(
+            f"orders: expected an integer >= 1 or a list of orders, each a sequence of (layer, unit), got {orders!r}"
+        ) from error
     if not given:
         raise ValueError("orders: expected at least one sequence of (layer, unit), got none")
     known = set(units)
@@ -223,12 +232,12 @@ def points(n: int, steps: int) -> np.ndarray:
 
 def check_scales(scales) -> list[float]:
     """Finite numbers >= 0, at least one."""
-    several = isinstance(scales, Sequence | np.ndarray | pd.Series) and not isinstance(scales, str) and np.ndim(scales)
-    scales = list(scales) if several else [scales]
+    plain = scales.tolist() if isinstance(scales, torch.Tensor | np.ndarray | pd.Series) else scales
+    scales = list(plain) if isinstance(plain, Sequence) and not isinstance(plain, str) else [plain]
     largest = torch.finfo(torch.float32).max
     wrong = [s for s in scales if not is_number(s) or not 0 <= s <= largest]
     if wrong or not scales:
-        raise ValueError(f"scales: expected finite numbers >= 0, got {wrong[0] if wrong else 'none'!r}")
+        raise ValueError(f"scales: expected finite numbers >= 0, got {repr(wrong[0]) if wrong else 'none'}")
     return [float(scale) for scale in scales]
 
 

@@ -29,7 +29,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from repro import data, store
-from repro.analyses import ANALYSES, SPLITS, check_count, check_options, images_in_words, plain, some_of
+from repro.analyses import ANALYSES, SPLITS, check_count, check_options, check_written, images_in_words, plain, some_of
 from repro.analyses import measure_model as measure_model  # of a network without a recipe
 from repro.evaluation import is_integer
 from repro.training import FORMAT, Group, Recipe, Run, build, device, digest, together, training_set
@@ -229,6 +229,7 @@ def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> 
     check_count("images", images)
     check_count("jobs", jobs)
     check_options(analysis, options)
+    check_written(options)
 
 
 def _snapshot(recipe: Recipe, epoch: int | None) -> int | None:

@@ -141,8 +141,10 @@ def _torchs(module: nn.Module) -> bool:
 
 
 def _channels_last(shape: torch.Size, source: nn.Module | None) -> bool:
-    """Whether activations (H, W, C) come from a linear layer, which takes their last dim for the channels."""
-    return len(shape) == 3 and isinstance(source, nn.Linear) and shape[-1] == source.out_features
+    """Whether activations (H, W, C) come from a module that takes their last dim for the channels."""
+    if len(shape) != 3 or not isinstance(source, nn.Linear | nn.LayerNorm):
+        return False
+    return (shape[-1],) == (source.normalized_shape if isinstance(source, nn.LayerNorm) else (source.out_features,))
 
 
 def program(model: nn.Module, x: torch.Tensor) -> Graph | Hooks:
@@ -348,7 +350,8 @@ class Graph:
         for name, node in self.by_name.items():
             module, function = self._operation(node)
             nonlinear = isinstance(module, NONLINEARITIES) or function in FUNCTIONS
-            source = next(self._mixing_below(node), None)
+            own = isinstance(module, nn.Linear | nn.LayerNorm)
+            source = module if own else next(self._mixing_below(node), None)
             found[name] = Layer(self.shapes[node], nonlinear, _channels_last(self.shapes[node], source))
         return found, env[self.result]
 
@@ -485,7 +488,9 @@ class Hooks:
         def record(name, module, output):
             nonlocal nearest
             if isinstance(module, MIXING):
-                mixing[len(module.weight)] = nearest = module
+                mixing[len(module.weight)] = module
+            if isinstance(module, (*MIXING, nn.LayerNorm)):
+                nearest = module
             if isinstance(output, torch.Tensor) and output.ndim >= 2 and len(output) == len(sample):
                 shape = output.shape[1:]
                 found[name] = Layer(shape, isinstance(module, NONLINEARITIES), _channels_last(shape, nearest))

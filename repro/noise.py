@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from repro.evaluation import check_integer, check_scales, evaluating, score_columns, scores
+from repro.evaluation import check_integer, check_scales, check_scores, evaluating, score_columns, scores
 from repro.units import Cut, Link, prepare
 from repro.values import clamp_values, standard_deviations
 from repro.work import progress
@@ -78,6 +78,8 @@ def sweep(
 
         # Each block has draws of its own: the same blocks on every GPU, however much memory is free.
         sums = cut.total(work, len(x), links if linear else (), copies=len(cut.layers), fixed=True)
+        if not torch.isfinite(sums).all():  # by the scales, unless the network is so without noise
+            check_scores(cut.total(lambda block: scores(cut.run(x[block]), y[block]).cpu(), len(x)), "model")
     where = {"repeat": np.repeat(np.arange(repeats), len(scales)), "scale": np.tile(scales, repeats)}
     return pd.DataFrame(where | score_columns(sums, len(x), "scales"))
 

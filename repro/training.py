@@ -113,11 +113,13 @@ class Recipe:
             if not holds:
                 raise ValueError(f"{field}: expected {what}, got {getattr(self, field)!r}")
 
-        def number(field, low, high=None, integer=False):
+        def number(field, low=None, high=None, integer=False):
             value = getattr(self, field)
-            high = (2**63 - 1 if integer else sys.float_info.max) if high is None else high
-            fits, kind = (is_integer, "an integer") if integer else (is_number, "a number")
-            expect(field, fits(value) and low <= value <= high, f"{kind} from {low} to {high}")
+            largest = 2**63 - 1 if integer else sys.float_info.max
+            low, high = (-largest if low is None else low), (largest if high is None else high)
+            fits, what = (is_integer, "an integer") if integer else (is_number, "a number")
+            what += f" from {low}" * (low > -largest) + f" to {high}" * (high < largest)
+            expect(field, fits(value) and low <= value <= high, what)
             object.__setattr__(self, field, int(value) if integer else float(value))  # so that 0 and 0.0 are one recipe
 
         def choice(field, options):
@@ -139,7 +141,7 @@ class Recipe:
         number("batch_size", 1, integer=True)
         for field in ("epochs", "seed"):
             number(field, 0, integer=True)
-        number("alpha", -sys.float_info.max)
+        number("alpha")
         if self.n_train is not None:
             number("n_train", 1, integer=True)
         for field in ("batch_norm", "stop_when_memorized"):

@@ -155,6 +155,21 @@ def test_of_equal_logits_the_first_count_also_among_five():
     assert (ablated.accuracy, ablated.accuracy_top5) == (0.1, 0.5)
 
 
+@pytest.mark.parametrize("widths", [[4], [24], [12, 8]])
+def test_equal_logits_stay_equal_where_all_that_is_left_is_silent(widths):
+    """Without biases: rounding in what is subtracted would pick any class, and move accuracies by whole images."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 16, generator=generator), torch.arange(300) % 5
+    model = models.mlp(16, widths, 5).eval()  # biases start at zero
+    layers = dict(units.unit_layers(model, x))
+    orders = evaluation.sequences([(name, k) for name, n in layers.items() for k in range(n)], 3, 0)
+    curves = ablation.cumulative(model, x, y, orders=orders, steps=40)
+    counts = curves.n_ablated.unique()
+    assert curves.accuracy.tolist() == pytest.approx(plain.cumulative(model, x, y, layers, orders, counts).accuracy)
+    alone, truth = ablation.single_unit(model, x, y), plain.single_unit(model, x, y, layers)
+    assert alone.accuracy.tolist() == pytest.approx(truth.accuracy)
+
+
 def test_orders_given_by_hand():
     model, x, y = EVERY["mlp"]
     some = [("relu2", 3), ("relu1", 0), ("relu1", 4)]

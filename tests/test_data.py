@@ -229,6 +229,16 @@ def test_val_stands_for_test_and_other_files_are_left_alone(write):
     assert data.load(write(files)).y_test.tolist() == [0, 1]
 
 
+def test_hidden_files_and_those_of_macos_are_no_images(write):
+    odd = {"__MACOSX/cat/._1.png": b"?", "cat/._1.png": b"?", ".ipynb_checkpoints/cat.png": png(1)}
+    assert torch.equal(data.load(write(FILES | {"train": FILES["train"] | odd})).x_train, data.load(write()).x_train)
+
+
+def test_images_that_lie_deeper_are_refused_not_missed(write):
+    with pytest.raises(ValueError, match=r"^name: .*images deeper or aside: dog/1\.png and dog/more/1\.png"):
+        data.load(write(change("train", dog_more_1=png(3))))
+
+
 def test_images_of_more_than_eight_bits_are_refused_not_clipped(write):
     file = io.BytesIO()
     Image.fromarray(np.full((5, 6), 40_000, np.uint16)).save(file, "png")

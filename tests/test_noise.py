@@ -81,6 +81,20 @@ def test_rows_and_seeds():
     np.testing.assert_allclose(alone.loss, table.query("scale == 1").loss, rtol=1e-5)  # scales share their draws
 
 
+def test_a_broken_network_is_not_blamed_on_the_scales():
+    model, x, y = (
+        nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)),
+        torch.rand(9, 4) * 1e3,
+        torch.arange(9) % 2,
+    )
+    assert len(noise.sweep(model, x, y, scales=torch.tensor([0, 0.5]), repeats=1)) == 2
+    with pytest.raises(ValueError, match="^scales: "):
+        noise.sweep(model, x, y, scales=[1e38], repeats=1)
+    nn.init.constant_(model[2].bias, math.inf)
+    with pytest.raises(ValueError, match="^model: "):
+        noise.sweep(model, x, y, scales=[0, 0.5], repeats=1)
+
+
 def test_only_the_named_layers_are_noisy():
     model, x, y = EVERY["mlp"]
     one, two = (noise.sweep(model, x, y, [1.0], layers=[layer]).loss.mean() for layer in ("relu1", "relu2"))

@@ -40,6 +40,16 @@ def headless():
 
 def nothing():
     return "a network"
+
+def images():
+    from dataclasses import replace
+    from repro import data
+    images = data.load("digits")
+    return replace(images, name="mine", x_train=images.x_train / 2, x_test=images.x_test / 2)
+
+def mlp():
+    from repro import models
+    return models.mlp(64, [5], 10)
 """
 
 
@@ -99,16 +109,19 @@ def test_measures_torchvision_networks(network, layers, units, folder, tmp_path)
     ("arguments", "words"),
     [
         (["nets:published"], "has 3 classes (cats, dogs, fish), the model 1000 outputs; pass"),
-        (["nets:resnet", "--outputs", "0,1"], "outputs: expected 3 different integers"),
+        (["nets:resnet", "--outputs", "0,1"], "--outputs: expected 3 different integers"),
         (["nets:headless"], "found no unit layer"),
         (["nets:resnet", "--layers", "layer9"], "the model has no layer 'layer9'"),
         (["nets:resnet", "--analysis", "curves"], "unknown analysis 'curves'"),
         (["nets:resnet", "--images", "0"], "images: expected"),
-        (["nets:nothing"], "gives a str, expected an nn.Module"),
-        (["nets:missing"], "'nets:missing' gives no network"),
-        (["nothing:resnet"], "'nothing:resnet' gives no network"),
+        (["nets:nothing"], "gives a str, expected a Module"),
+        (["nets:missing"], "'nets:missing' gives no Module"),
+        (["nothing:resnet"], "'nothing:resnet' gives no Module"),
+        (["nets:resnet", "--data", "nets:nothing"], "--data: 'nets:nothing' gives a str, expected a Dataset"),
+        (["nets:resnet", "--data", "images"], "--data: unknown data set 'images'"),
         (["resnet"], "expected MODULE:FUNCTION"),
         (["nets:resnet", "--data", "folder:pictures"], "pictures should hold train as a folder or a zip"),
+        (["nets:resnet", "--data", "folder:pictures"], "; nor is there "),
     ],
 )
 def test_refuses_in_one_line(arguments, words, folder, tmp_path, monkeypatch, capsys):
@@ -122,7 +135,32 @@ def test_refuses_in_one_line(arguments, words, folder, tmp_path, monkeypatch, ca
     assert not (tmp_path / "out").exists()
 
 
+def test_images_may_come_from_a_function(folder, tmp_path, monkeypatch):
+    """As when a network was trained on images that were prepared in a way of its own."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    arguments = ["nets:mlp", "--data", "nets:images", "--analysis", "weights,history", "--out", str(tmp_path)]
+    assert cli.main(["measure", *arguments]) == 0
+    assert pd.read_parquet(tmp_path / "history.parquet").dataset.tolist() == ["mine"]
+
+
 # From Python ------------------------------------------------------------------------------------------------
+
+
+def test_a_relative_folder_may_lie_here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    tables = measure_model(small(), "folder:images", ["history", "cumulative"], images=6)
+    assert (tables["history"].dataset == f"folder:{folder.resolve() / 'images'}").all()
+    with pytest.raises(ValueError, match=r"^data: .*should hold train.*REPRO_DATA; nor is there .*/imagez$"):
+        measure_model(small(), "folder:imagez")
+
+
+def test_values_may_be_tensors_of_ones_own():
+    model, images = repro.models.mlp(64, [6], 10).eval(), data.load("digits")
+    value = {"relu1": torch.full((6,), 0.5)}
+    table = measure_model(model, "digits", {"single_unit": {"value": value}})["single_unit"]
+    truth = ablation.single_unit(model, images.x_test, images.y_test, value=value)
+    pd.testing.assert_frame_equal(table[truth.columns], truth)
 
 
 def test_tables_are_those_of_the_plain_functions(folder):
