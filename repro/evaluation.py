@@ -232,8 +232,9 @@ def points(n: int, steps: int) -> np.ndarray:
 
 def check_scales(scales) -> list[float]:
     """Finite numbers >= 0, at least one."""
-    plain = scales.tolist() if isinstance(scales, torch.Tensor | np.ndarray | pd.Series) else scales
-    scales = list(plain) if isinstance(plain, Sequence) and not isinstance(plain, str) else [plain]
+    if isinstance(scales, np.ndarray | pd.Series) or _plain(scales):
+        scales = scales.tolist()
+    scales = list(scales) if isinstance(scales, Sequence) and not isinstance(scales, str) else [scales]
     largest = torch.finfo(torch.float32).max
     wrong = [s for s in scales if not is_number(s) or not 0 <= s <= largest]
     if wrong or not scales:

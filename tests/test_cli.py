@@ -392,6 +392,7 @@ def test_gc_refuses_where_a_notebook_cannot_be_read_to_its_end(one_notebook, cap
     book = nbformat.read(notebooks.FOLDER / "fig1.ipynb", as_version=4)
     book.cells.append(nbformat.v4.new_code_cell("assert 1 == 2"))
     nbformat.write(book, notebooks.FOLDER / "fig1.ipynb")
+    store.root().mkdir(parents=True)
     assert cli.main(["store", "gc", "--yes"]) == 2
     assert "cannot tell what fig1 with preset digits refers to" in capsys.readouterr().err
 
@@ -522,9 +523,17 @@ def test_without_the_old_network_its_tables_tell_whether_it_is_another(tmp_path,
 
 
 def test_verify_passes_over_what_goes_while_it_looks(monkeypatch, capsys):
+    store.root().mkdir(parents=True)
     monkeypatch.setattr(store, "paths", lambda: [store.state_path("gone")])
     assert cli.main(["store", "verify"]) == 0
-    assert "0 files whole, 0 damaged" in capsys.readouterr().out
+    assert f"0 files whole, 0 damaged in {store.root()}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("action", ["ls", "verify", "gc"])
+def test_a_store_that_is_not_there_is_not_called_whole(action, monkeypatch, capsys):
+    monkeypatch.setenv("REPRO_STORE", "/nowhere")
+    assert cli.main(["store", action]) == 2
+    assert "REPRO_STORE: there is no folder /nowhere" in capsys.readouterr().err
 
 
 def test_a_table_is_no_orphan_for_a_field_that_came_later(capsys):
