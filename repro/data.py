@@ -330,14 +330,14 @@ def shuffle_labels(y: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
     Raises
     ------
     ValueError
-        For labels that are no integers, a fraction outside [0, 1] and a negative seed.
+        For no labels or ones that are no integers, a fraction outside [0, 1] and a negative seed.
     """
     try:
         y = torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"y: expected a vector of integer labels, got {y!r:.100} ({error})") from error
     no_labels = y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
-    if y.ndim != 1 or no_labels or y.layout != torch.strided or y.device.type == "meta":
+    if y.ndim != 1 or not len(y) or no_labels or y.layout != torch.strided or y.device.type == "meta":
         raise ValueError(f"y: expected a vector of integer labels, got {y.dtype} of shape {tuple(y.shape)}")
     if not is_number(fraction) or not 0 <= fraction <= 1:  # also refuses NaN
         raise ValueError(f"fraction: expected a number in [0, 1], got {fraction!r}")

@@ -75,6 +75,8 @@ def test_shuffling_takes_any_integer_type(dtype):
         ("y", ([0.0, 1.0], 0.5, 0)),
         ("y", ([[0, 1]], 0.5, 0)),
         ("y", ([True, False], 0.5, 0)),
+        ("y", ([], 0.5, 0)),
+        ("y", (torch.tensor([], dtype=torch.int64), 0.5, 0)),
         ("seed", ([0, 1], 0.5, -1)),
         ("seed", ([0, 1], 0.5, 0.5)),
         ("seed", ([0, 1], 0.5, True)),
@@ -83,7 +85,7 @@ def test_shuffling_takes_any_integer_type(dtype):
 def test_shuffling_refuses_bad_arguments(argument, arguments):
     y, fraction, seed = arguments
     with pytest.raises(ValueError, match=f"^{argument}: expected"):
-        data.shuffle_labels(torch.tensor(y), fraction, seed)
+        data.shuffle_labels(torch.as_tensor(y), fraction, seed)
 
 
 # Digits, and what is true of every data set -----------------------------------------------------------------
