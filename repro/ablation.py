@@ -106,9 +106,8 @@ def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tens
     d = first.terms(h)  # (n, C, ...)
     z = first.sum(d).contiguous()  # (n, O, ...)
     units, images, terms, counts = _active_pairs(d)
-    alone = (images.bincount(minlength=len(d)) == 1)[
-        images
-    ]  # without its one active unit, an image is left with the constant
+    # Without its one active unit, an image is left with the constant.
+    alone = (images.bincount(minlength=len(d)) == 1)[images]
     lonely = bool(alone.any())
     weights = first.weight.transpose(0, 1).contiguous().transpose(0, 1).split(1, dim=1)  # C times (O, 1, ...)
     bounds = np.cumsum([0, *counts])

@@ -182,7 +182,8 @@ def _loaded(name: str) -> Dataset:
         return data.load(name)
     except (ValueError, OSError) as error:
         message = str(error).removeprefix("name: ")
-        aside = f"; nor is there {here.resolve()}" if kind == "folder" and path and not here.is_absolute() else ""
+        missing = "should hold" in message  # not: cannot be read
+        aside = f"; nor is there {here.resolve()}" if kind == "folder" and missing and not here.exists() else ""
         raise ValueError(f"data: {message}{aside}") from error
 
 

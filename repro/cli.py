@@ -348,8 +348,8 @@ def measure_own(options) -> int:
             images=options.images,
         )
     except ValueError as error:
-        argument, _, what = str(error).partition(": ")
-        raise Refused(f"{SHELL.get(argument, argument)}: {what}") from error
+        argument, colon, what = str(error).partition(": ")
+        raise Refused(f"{SHELL.get(argument, argument)}{colon}{what}") from error
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         path = options.out / f"{name.replace('_', '-')}.parquet"
