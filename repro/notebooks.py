@@ -6,12 +6,12 @@ import ast
 import json
 import math
 import os
-import tempfile
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 from repro import store
 
@@ -184,9 +184,9 @@ class Call(NamedTuple):
 
 
 def replay(name: str, parameters: dict, compute: str = "nothing") -> list[Call]:
-    """Run a notebook's code in this process and return its calls of `measure`; its figure is thrown away. `compute` is that of
-    `measure`."""
-    from repro import experiment
+    """Run a notebook's code in this process and return its calls of `measure`; its figure is drawn, but never written.
+    `compute` is that of `measure`."""
+    from repro import experiment, plots
 
     calls: list[Call] = []
     space: dict = {"__name__": name}
@@ -204,16 +204,13 @@ def replay(name: str, parameters: dict, compute: str = "nothing") -> list[Call]:
         calls.append(Call(panel, analysis, table, files, options))
         return table
 
-    experiment.measure = recorded
-    try:
-        with tempfile.TemporaryDirectory() as folder, environment(REPRO_FIGURES=folder), redirect_stdout(StringIO()):
-            for cell in read(name):
-                if cell.kind == "code":
-                    exec(compile(cell.source, f"{name}.ipynb", "exec"), space)
-                if cell.parameters:
-                    space |= parameters
-    finally:
-        experiment.measure = whole
+    unwritten = patch.object(plots.Figure, "save", lambda figure: None)
+    with patch.object(experiment, "measure", recorded), unwritten, redirect_stdout(StringIO()):
+        for cell in read(name):
+            if cell.kind == "code":
+                exec(compile(cell.source, f"{name}.ipynb", "exec"), space)
+            if cell.parameters:
+                space |= parameters
     return calls
 
 

@@ -237,10 +237,12 @@ def test_a_preset_whose_name_begins_with_anothers_changes_that_one(tmp_path, mon
 
 @pytest.mark.parametrize("name", notebooks.NAMES)
 def test_another_first_seed_means_other_networks(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("REPRO_STORE", str(tmp_path))
+    monkeypatch.setenv("REPRO_STORE", str(tmp_path / "data"))
+    monkeypatch.setenv("REPRO_FIGURES", str(tmp_path / "figures"))
     lacking = [call.table for call in notebooks.replay(name, {"first_seed": 1000, "compute": "nothing"})]
     seeds = {recipe.seed for missing in lacking for recipe in missing.networks}
     assert min(seeds) == 1000
+    assert not (tmp_path / "figures").exists()  # a replay writes no figure
 
 
 @pytest.mark.parametrize("kind", [AssertionError, ValueError])
