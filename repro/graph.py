@@ -41,6 +41,7 @@ REDUCTIONS = ("mean", "sum", "amax", "amin")
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # what these do in eval mode
 MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 HOOKED = "the model is measured through hooks"  # how a warning begins
+CLAMPS = ("clamp", "clip", "clamp_min", torch.clamp, torch.clip, torch.clamp_min)
 INPLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv")
 
 Edit = Callable[[str, torch.Tensor], torch.Tensor]  # (layer, activation) -> another activation of that shape
@@ -343,6 +344,7 @@ class Graph:
         self.shapes = {n: tensors[n].shape[1:] for n in self.images if tensors[n].ndim > 1}
         for node in self.shapes:
             self._lay_flat(node)
+            self._rectify(node)
         self._drop_unused(self.result.graph)
         inner = [node for node in self.nodes[1:] if node in self.shapes and node is not self.result]
         self.by_name = {self.names[node]: node for node in inner}
@@ -363,6 +365,13 @@ class Graph:
             return
         if len(self.shapes.get(source, ())) > 1 and len(self.shapes[node]) == 1:
             node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (source, 1), {}
+
+    def _rectify(self, node) -> None:
+        """Let x.clamp(min=0) be the ReLU that it is."""
+        x, lowest, highest = (*node.args, None, None, None)[:3]
+        bounds = {"min": lowest, "max": highest} | node.kwargs
+        if node.target in CLAMPS and bounds == {"min": 0, "max": None}:
+            node.op, node.target, node.args, node.kwargs = "call_function", torch.relu, (x,), {}
 
     def start(self, x: torch.Tensor, layers: Collection[str]) -> Tail:
         """Run all that does not depend on `layers`."""

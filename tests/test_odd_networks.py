@@ -211,6 +211,42 @@ def test_positions_that_are_averaged_away_leave_a_chain(how):
     assert [link.layer for link in links] == (["relu", None] if "of" not in how else [])
 
 
+CLAMPS = {
+    "method": lambda h: h.clamp(min=0),
+    "in place": lambda h: h.clamp_(0.0),
+    "clip": lambda h: torch.clip(h, 0, None),
+    "clamp_min": lambda h: torch.clamp_min(h, 0),
+    "capped": lambda h: h.clamp(0, 6),
+    "lifted": lambda h: h.clamp(min=0.1),
+    "below": lambda h: h.clamp(max=0),
+}
+
+
+class Clamped(nn.Module):
+    """A hidden layer with a clamp in place of its nonlinearity."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.one, self.two, self.how = nn.Linear(12, 6), nn.Linear(6, 4), CLAMPS[how]
+
+    def forward(self, x):
+        return self.two(self.how(self.one(x.flatten(1))))
+
+
+@pytest.mark.parametrize("how", CLAMPS)
+def test_a_clamp_at_zero_from_below_alone_is_a_relu(how):
+    model, (x, y) = networks.randomized(Clamped(how)), networks.images(20, (3, 2, 2), 4)
+    layer = {"in place": "clamp_", "clip": "clip", "clamp_min": "clamp_min"}.get(how, "clamp")
+    if how in ("capped", "lifted", "below"):
+        with pytest.raises(ValueError, match="found no unit layer"):
+            units.unit_layers(model, x)
+        return
+    assert units.unit_layers(model, x) == [(layer, 6)]
+    relu = nn.Sequential(nn.Flatten(), model.one, nn.ReLU(), model.two)
+    found, expected = ablation.single_unit(model, x, y), ablation.single_unit(relu, x, y)
+    assert found.drop(columns="layer").equals(expected.drop(columns="layer"))
+
+
 def test_what_runs_in_parallel_keeps_its_layers():
     model = nn.Sequential(nn.DataParallel(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU())), nn.Flatten(), nn.Linear(24, 4))
     assert units.unit_layers(model, torch.randn(3, 3, 2, 2)) == [("0.module.1", 6)]
