@@ -32,7 +32,8 @@ from repro import data, store
 from repro.analyses import ANALYSES, SPLITS, check_count, check_options, check_written, images_in_words, plain, some_of
 from repro.analyses import measure_model as measure_model  # of a network without a recipe
 from repro.evaluation import is_integer
-from repro.training import FORMAT, Group, Recipe, Run, build, device, digest, together, training_set
+from repro.recipe import FORMAT, Recipe, build, digest, training_set
+from repro.training import Group, Run, device, together
 
 AT_ONCE = 64  # networks that train together on a GPU
 SAVE_EVERY = 60  # seconds between stored states of a network in training

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from repro import store, training
+from repro import store
+from repro.recipe import key
 
 
 def read_all() -> tuple[list[store.Entry], int]:
@@ -101,4 +102,4 @@ def remove(entries: list[store.Entry], for_good: bool) -> None:
 
 def _key(entry: store.Entry) -> str:
     """The key of a file's network, by which it is locked, whether or not its recipe still has a meaning."""
-    return training.key(entry.origin["recipe"])
+    return key(entry.origin["recipe"])

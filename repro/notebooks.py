@@ -145,7 +145,7 @@ def _unlike(value, default) -> str:
 
 def _no_recipe(value) -> str:
     """What is wrong with fields of a recipe."""
-    from repro.training import Recipe
+    from repro.recipe import Recipe
 
     try:
         Recipe(**value)
@@ -269,7 +269,7 @@ def referred() -> Referred:
 def _networks(parameters: dict) -> list[dict]:
     """Those parameters that describe networks, as a stored recipe would have it; without fields of which the notebook
     lists values, such as `widths`."""
-    from repro.training import Recipe
+    from repro.recipe import Recipe
 
     varied = {name.removesuffix("s") for name, value in parameters.items() if isinstance(value, list)}
     found = []

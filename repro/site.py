@@ -16,7 +16,7 @@ from PIL import Image
 
 from repro import notebooks, store, widgets
 from repro.claims.verdicts import BEFOREHAND, FEW, HINDSIGHT, HOW
-from repro.training import Recipe
+from repro.recipe import Recipe
 from repro.widgets.diagram import HERE, Diagram, module, style
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline' blob:"

@@ -23,6 +23,7 @@ from torchvision.models import WeightsEnum
 
 from repro import ablation, claims, data, experiment, noise, plots, selectivity, store, training
 from repro.experiment import Missing, measure
+from repro.recipe import build, training_set
 from repro.training import Recipe, train
 
 RECIPE = Recipe("digits", n_train=200, width=8, epochs=3, corruption=0.5)
@@ -99,7 +100,7 @@ def test_columns_are_network_recipe_epoch_and_the_analysis_own(analysis):
 
 
 def test_values_are_those_of_the_plain_functions():
-    network, (x, y) = train(RECIPE), training.training_set(RECIPE)
+    network, (x, y) = train(RECIPE), training_set(RECIPE)
     digits = data.load("digits")
     test = digits.x_test, digits.y_test
     plain = {
@@ -122,7 +123,7 @@ def test_history_is_loss_and_accuracy_on_the_labels_trained_on_and_on_test_image
     recipe = dataclasses.replace(RECIPE, width=64, epochs=100, corruption=1.0)
     network, digits = train(recipe), data.load("digits")
     row = measure("history", [recipe]).iloc[0]
-    sets = {"train": training.training_set(recipe), "test": (digits.x_test, digits.y_test)}
+    sets = {"train": training_set(recipe), "test": (digits.x_test, digits.y_test)}
     for split, (x, y) in sets.items():
         logits = network(x)
         assert row[f"{split}_accuracy"] == pytest.approx((logits.argmax(1) == y).double().mean().item())
@@ -236,8 +237,8 @@ def test_snapshots_show_the_network_as_it_was():
     assert table["train_loss"][1] == after_one["train_loss"]
     at_the_end = measure("history", RECIPES)
     assert table.loc[table["epoch"] == 3, "train_loss"].tolist() == at_the_end["train_loss"].tolist()
-    untrained = training.build(RECIPE).half().float()
-    x, y = training.training_set(RECIPE)
+    untrained = build(RECIPE).half().float()
+    x, y = training_set(RECIPE)
     assert table["train_loss"][0] == pytest.approx(F.cross_entropy(untrained(x), y).item(), rel=1e-5)
 
 

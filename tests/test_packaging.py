@@ -172,6 +172,7 @@ ORDER = [
     "selectivity",
     "beyond",
     "analyses",
+    "recipe",
     "training",
     "store",
     "experiment",

@@ -1,13 +1,13 @@
 """Recipes, and the loop that trains them."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import torch
 
 from repro import data, experiment, selectivity, store, training
+from repro.recipe import STREAMS, build, training_set
 from repro.training import Recipe, Run, train
 
 SMALL = dict(dataset="digits", n_train=128, batch_size=32, epochs=4)
@@ -159,23 +159,23 @@ def batches(recipe):
 
 
 def test_the_streams_of_a_seed_differ_from_each_other_and_from_seed_to_seed():
-    streams = [dataclasses.replace(MLP, seed=s).stream(name) for s in range(3) for name in training.STREAMS]
+    streams = [dataclasses.replace(MLP, seed=s).stream(name) for s in range(3) for name in STREAMS]
     assert len(set(streams)) == 3 * 4
 
 
 @pytest.mark.parametrize("change", [{"corruption": 1.0}, {"dropout": 0.5}, {"lr": 1e-4}, {"optimizer": "adam"}])
 def test_other_fields_change_neither_initialization_nor_order(change):
     other = dataclasses.replace(MLP, **change)
-    assert same(training.build(other).state_dict(), training.build(MLP).state_dict())
+    assert same(build(other).state_dict(), build(MLP).state_dict())
     assert torch.equal(batches(other), batches(MLP))
 
 
 def test_a_seed_changes_initialization_order_and_labels():
     recipe = dataclasses.replace(MLP, corruption=1.0)
     other = dataclasses.replace(recipe, seed=1)
-    assert not torch.equal(training.build(other)[1].weight, training.build(recipe)[1].weight)
+    assert not torch.equal(build(other)[1].weight, build(recipe)[1].weight)
     assert not torch.equal(batches(other), batches(recipe))
-    assert not torch.equal(training.training_set(other)[1], training.training_set(recipe)[1])
+    assert not torch.equal(training_set(other)[1], training_set(recipe)[1])
 
 
 def test_every_epoch_has_an_order_of_its_own_and_shows_each_image_once():
@@ -205,7 +205,7 @@ def test_a_batch_of_one_image_is_refused_where_batch_norm_would_see_nothing_in_i
 
 def test_the_training_set_has_shuffled_labels_and_untouched_images():
     recipe = dataclasses.replace(MLP, n_train=1000, corruption=0.6)
-    x, y = training.training_set(recipe)
+    x, y = training_set(recipe)
     clean = data.load("digits").subset(1000)
     assert torch.equal(x, clean.x_train)
     assert torch.equal(y.bincount(), clean.y_train.bincount())
@@ -218,7 +218,7 @@ def test_the_training_set_has_shuffled_labels_and_untouched_images():
 def test_a_network_memorizes_shuffled_digits():
     recipe = Recipe("digits", n_train=400, width=128, corruption=1.0, epochs=80)
     network, digits = train(recipe), data.load("digits")
-    x, y = training.training_set(recipe)
+    x, y = training_set(recipe)
     assert (network(x).argmax(1) == y).all()
     assert (network(digits.x_test).argmax(1) == digits.y_test).double().mean() < 0.25
 
@@ -230,7 +230,7 @@ def test_a_network_generalizes_from_true_labels():
 
 def test_without_epochs_a_network_stays_as_it_began():
     recipe = dataclasses.replace(MLP, epochs=0)
-    begun = {name: t.half().float() for name, t in training.build(recipe).state_dict().items()}
+    begun = {name: t.half().float() for name, t in build(recipe).state_dict().items()}
     assert same(train(recipe).state_dict(), begun)
 
 
@@ -370,142 +370,3 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("REPRO_DEVICE", "cuda")
     with pytest.raises(ValueError, match="^REPRO_DEVICE: asks for cuda, but torch finds no GPU"):
         training.device()
-
-
-# Recipes ----------------------------------------------------------------------------------------------------
-
-BAD = {
-    "dataset": ["", None, 3],
-    "model": ["vgg", None, ["mlp"]],
-    "n_train": [0, -1, 1.5, True, "100"],
-    "width": [0, -1, 1.5, True, "64", (), (8, 0), (8, 2.5), float("nan")],
-    "strides": [(), (1, 0), (1, 1.5), 2, "ab"],
-    "batch_norm": [None, 1, "yes"],
-    "dropout": [-0.1, 1, 1.1, float("nan"), None, True],
-    "init": ["xavier", None, "pretrained"],
-    "corruption": [-0.1, 1.1, float("nan"), "0.5", None, True],
-    "optimizer": ["rmsprop", None],
-    "lr": [-0.1, float("inf"), float("nan"), "0.1", None],
-    "momentum": [-0.1, 1, float("nan"), None],
-    "weight_decay": [-1, float("inf"), None],
-    "schedule": ["step", None],
-    "batch_size": [0, -1, 12.5, True, None],
-    "epochs": [-1, 12.5, True, None],
-    "precision": ["float16", None],
-    "stop_when_memorized": [None, 0, 1],
-    "seed": [-1, 0.5, True, None],
-    "alpha": [float("nan"), float("inf"), float("-inf"), "1", None, True],
-}
-
-
-def test_every_field_is_validated():
-    assert set(BAD) == {field.name for field in dataclasses.fields(Recipe)}
-
-
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD.items() for value in values])
-def test_a_bad_field_is_named(field, value):
-    with pytest.raises(ValueError, match=f"^{field}: expected .*, got "):
-        Recipe(**{"dataset": "digits", field: value})
-
-
-@pytest.mark.parametrize("width", [(8, 8), 0, -0.5, True, "half"])
-def test_the_width_of_a_convnet_is_a_factor(width):
-    with pytest.raises(ValueError, match="^width: expected"):
-        Recipe("digits", "convnet", width=width)
-
-
-def test_published_weights_and_widths_of_a_resnet_are_known_to_its_recipe():
-    assert Recipe("imagenet", "resnet50", init="pretrained", epochs=0).width is None
-    with pytest.raises(ValueError, match="^init: expected"):
-        Recipe("imagenet", "resnet50", init="pretrained", width=0.5)
-    with pytest.raises(ValueError, match="^width: expected a factor .* to 1, got 2.0"):
-        Recipe("imagenet", "resnet50", width=2.0)
-    with pytest.raises(ValueError, match="^recipe: expected a Recipe, got 'digits'"):
-        train("digits")
-
-
-# One other value of every field.
-OTHERS = dict(
-    dataset="mnist",
-    model="convnet",
-    n_train=100,
-    width=64,
-    strides=(1, 2),
-    batch_norm=False,
-    dropout=0.1,
-    init="torch",
-    corruption=0.5,
-    optimizer="adam",
-    lr=0.2,
-    momentum=0.5,
-    weight_decay=0.1,
-    schedule="linear",
-    batch_size=64,
-    epochs=61,
-    precision="bfloat16",
-    stop_when_memorized=True,
-    seed=1,
-    alpha=0.5,
-)
-
-
-def test_a_key_stays_what_it_is():
-    # Stored networks are found by these names: if they change, all are lost. A new field needs a default with
-    # which old recipes mean what they meant; failing that, raise training.FORMAT and train everything again.
-    assert Recipe("digits").key == "62654f77179ff732"
-    convnet = OTHERS | {"dropout": 0}  # which only an MLP has
-    assert Recipe(**convnet | {"alpha": 0}).key == "c95fae910e7496d2"  # as it was before there was alpha
-    assert Recipe(**convnet).key == "754a03bf8fcabcb7"
-    assert Recipe("digits", width=64, dropout=0.1).key == "f2964a9bd86b670a"
-
-
-def test_every_field_counts_in_the_key():
-    recipes = [Recipe("digits")]
-    for name, value in OTHERS.items():
-        needs = {"model": "convnet"} if name in ("strides", "batch_norm") else {}
-        recipes.append(Recipe(**{"dataset": "digits"} | needs | {name: value}))
-    assert len({recipe.key for recipe in recipes}) == len(OTHERS) + 1
-
-
-@pytest.mark.parametrize(
-    ("field", "recipe"),
-    [
-        ("dropout", dict(model="convnet", dropout=0.5)),
-        ("dropout", dict(model="resnet50", dropout=0.5)),
-        ("batch_norm", dict(model="resnet50", batch_norm=False)),
-        ("batch_norm", dict(model="mlp", batch_norm=False)),
-        ("strides", dict(model="mlp", strides=(1, 2))),
-        ("strides", dict(model="resnet50", strides=(1, 2))),
-    ],
-)
-def test_what_a_model_does_not_have_is_refused(field, recipe):
-    with pytest.raises(ValueError, match=f"^{field}: expected "):
-        Recipe("digits", **recipe)
-
-
-def test_the_same_recipe_in_other_words_has_the_same_key():
-    recipe = Recipe("digits", "convnet", lr=0.1, strides=(1, 2), width=1.0, corruption=0.0)
-    other = Recipe(corruption=0, width=1, strides=[1, 2], lr=np.float64(0.1), model="convnet", dataset="digits", seed=0)
-    assert recipe == other and hash(recipe) == hash(other) and recipe.key == other.key
-    mlp = Recipe("digits", width=64, epochs=np.int64(5))
-    assert mlp == Recipe("digits", width=np.int64(64), epochs=5) and type(mlp.epochs) is int
-    assert Recipe("digits", momentum=0, dropout=0).key == Recipe("digits", momentum=0.0).key
-
-
-def test_a_key_names_a_file():
-    assert len(MLP.key) == 16 and set(MLP.key) <= set("0123456789abcdef")
-
-
-def test_a_recipe_survives_json():
-    recipe = Recipe("digits", "convnet", strides=(1, 2), lr=1 / 3)
-    assert Recipe(**json.loads(recipe.to_json())) == recipe
-
-
-def test_a_recipe_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        MLP.lr = 1.0
-
-
-def test_a_digest_does_not_depend_on_the_order_of_fields():
-    assert training.digest({"a": 1, "b": [2, 3]}) == training.digest({"b": [2, 3], "a": 1})
-    assert training.digest({"a": 1}) != training.digest({"a": 2})

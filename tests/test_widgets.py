@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from repro import ablation, cli, data, experiment
-from repro.training import Recipe, training_set
+from repro.recipe import Recipe, training_set
 from repro.widgets import Deletion, Importance, Memorization, diagram, memorization
 from repro.widgets.importance import supposed
 

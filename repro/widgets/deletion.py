@@ -7,7 +7,7 @@ import operator
 import traitlets
 
 from repro import data, experiment, units
-from repro.training import Recipe
+from repro.recipe import Recipe
 from repro.widgets.diagram import Diagram, check_grey, linear_layers, module, pack, unpack
 
 MOST_UNITS = 24  # a layer; more cannot be touched one by one on a telephone

@@ -9,7 +9,7 @@ import pandas as pd
 import traitlets
 
 from repro import experiment
-from repro.training import Recipe
+from repro.recipe import Recipe
 from repro.widgets.diagram import Diagram, module, pack
 
 STEPS = {"positive": 0.85, "negative": -0.85, "none": 0.0}  # supposed relationships, and how strong each is

@@ -10,7 +10,7 @@ import traitlets
 
 from repro import data, evaluation, experiment, units
 from repro.models import ABLATED_LAYERS
-from repro.training import Recipe, training_set
+from repro.recipe import Recipe, training_set
 from repro.widgets.diagram import Diagram, check_grey, module, pack
 
 ORDERS = 10  # as in Fig. 1, which draws the same curves
