@@ -79,10 +79,10 @@ class Bootstrap:
         values = np.asarray(values, dtype=float)
         return values[self.picks([0] * len(values))].mean(axis=1)
 
-    def units(self, n, statistic, block=4_000_000):
+    def units(self, n, statistic, block=200_000):
         """A statistic of how often each of n units was drawn: of counts (b, n) -> (b, …), for all (draws, …).
 
-        In blocks of draws, for draws × units of a large network would not fit in memory.
+        In blocks of draws, for draws × units of a large network would not fit in memory; small ones stay in a core's cache.
         """
         results, rows = [statistic(np.ones((1, n)))], max(1, block // n)
         for start in range(1, self.size, rows):
