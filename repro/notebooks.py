@@ -184,8 +184,8 @@ class Call(NamedTuple):
 
 
 def replay(name: str, parameters: dict, compute: str = "nothing") -> list[Call]:
-    """Run a notebook's code in this process and return its calls of `measure`; its figure is drawn, but never written.
-    `compute` is that of `measure`."""
+    """Run a notebook's code in this process and return its calls of `measure`; its figure is drawn, but neither judged
+    nor written. `compute` is that of `measure`."""
     from repro import experiment, plots
 
     calls: list[Call] = []
@@ -204,8 +204,8 @@ def replay(name: str, parameters: dict, compute: str = "nothing") -> list[Call]:
         calls.append(Call(panel, analysis, table, files, options))
         return table
 
-    unwritten = patch.object(plots.Figure, "save", lambda figure: None)
-    with patch.object(experiment, "measure", recorded), unwritten, redirect_stdout(StringIO()):
+    drawn = patch.multiple(plots.Figure, check=lambda *_: None, save=lambda _: None)
+    with patch.object(experiment, "measure", recorded), drawn, redirect_stdout(StringIO()):
         for cell in read(name):
             if cell.kind == "code":
                 exec(compile(cell.source, f"{name}.ipynb", "exec"), space)
