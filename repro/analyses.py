@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from repro import ablation, beyond, data, noise, selectivity, units
 from repro.data import Dataset
-from repro.evaluation import check_images, check_integer, check_labels, evaluating, score_columns, scores
+from repro.evaluation import check_images, check_integer, check_labels, evaluating, is_integer, score_columns, scores
 from repro.graph import warned
 
 IMAGES = ("model", "x", "y", "x_test", "y_test", "x_fit")  # what an analysis is handed, beside its options
@@ -200,10 +200,10 @@ def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | No
             "or say which output of it stands for each class"
         )
     listed = list(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, Mapping | Set) else []
-    integers = all(isinstance(i, int | np.integer) and 0 <= i < logits for i in listed)
+    integers = all(is_integer(i) and 0 <= i < logits for i in listed)
     if not integers or not len(listed) == classes == len(set(listed)):
         raise ValueError(f"outputs: expected {classes} different integers from 0 to {logits - 1}, got {outputs!r}")
-    return x, torch.as_tensor(listed)[check_labels(y, len(x), classes)]
+    return x, torch.as_tensor(listed, device=y.device)[check_labels(y, len(x), classes)]
 
 
 def _most_seconds(cut: units.Cut, analysis: str, x: torch.Tensor, options: Mapping) -> float:

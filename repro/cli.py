@@ -178,7 +178,8 @@ def draw(options) -> int:
         write_scorecard(options.preset)
         _print_results(results, options.preset)
     for name in failed:
-        drawn = f"\n  what it had drawn: {results[name]['output']}" if "output" in results[name] else ""
+        output = results[name].get("output")  # papermill's, unless the process was killed before
+        drawn = f"\n  what it had drawn: {output}" if output and output.exists() else ""
         print(f"\n{name} failed: {results[name]['error']}{drawn}", file=sys.stderr)
     return 1 if failed else 0
 
@@ -236,10 +237,12 @@ def _make_tables(names: list[str], parameters: dict[str, dict], jobs: int) -> di
 def _print_results(results: dict[str, dict], preset: str) -> None:
     print(f"\n{'notebook':9} {'panels':9} {'seconds':>7}  verdicts")
     for name, result in results.items():
+        if result["error"]:  # what stands in the folder is an earlier run's
+            print(f"{name:9} {'–':9} {result['seconds']:7.1f}  failed")
+            continue
         record = notebooks.record(name, preset)
         drawn = "".join(letter for letter in record["panels"] if letter not in record["missing"])
         verdicts = ", ".join(f"{v['claim']} {v['verdict']}" for v in record["verdicts"])
-        verdicts = "failed" if result["error"] else verdicts
         left_out = f"  (not in data/: {''.join(record['missing'])})" if record["missing"] else ""
         print(f"{name:9} {drawn or '–':9} {result['seconds']:7.1f}  {verdicts}{left_out}")
     print(f"\nfigures and scorecard: {store.figures(preset)}")

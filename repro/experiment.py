@@ -15,6 +15,7 @@ import pkgutil
 import platform
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ from repro import data, store
 from repro.analyses import ANALYSES, SPLITS, check_count, check_options, check_written, images_in_words, plain, some_of
 from repro.analyses import measure_model as measure_model  # of a network without a recipe
 from repro.evaluation import is_integer
-from repro.recipe import FORMAT, Recipe, build, digest, training_set
+from repro.recipe import FORMAT, Recipe, build, digest, key, training_set
 from repro.training import Group, Run, device, together
 
 AT_ONCE = 64  # networks that train together on a GPU
@@ -259,20 +260,22 @@ def _processes() -> int:
 
 
 def _compute(missing: list[_Wanted], jobs: int) -> None:
-    """Make the missing tables, network by network; a network that another process works on is left for later."""
+    """Make the missing tables, network by network; one process leaves a network that another works on for later."""
     groups: dict[Recipe, list[_Wanted]] = {}
     for w in missing:
         groups.setdefault(w.recipe, []).append(w)
     title = f"{missing[0].analysis}, {missing[0].recipe.model} on {missing[0].recipe.dataset}"
     _tell("planned", len(missing))
+    _warn_of_others(_untrained(missing))
     with tqdm(total=len(missing), unit="table", desc=title, delay=1) as bar:
         cluster = os.environ.get("REPRO_SCHEDULER")
         if not cluster and device().type == "cuda":  # on a CPU each network trains alone, on a core of its own
             _train_together(groups)
         if cluster or (jobs > 1 and len(groups) > 1):
             with _workers(jobs) as surroundings:
-                parent = None if cluster else os.getpid()
-                tasks = (joblib.delayed(_compute_network)(group, surroundings, parent) for group in groups.values())
+                parent, queue = None if cluster else os.getpid(), deque(groups.values())
+                queue.rotate(os.getpid())  # other notebooks at work on the same networks begin elsewhere
+                tasks = (joblib.delayed(_compute_network)(group, surroundings, parent) for group in queue)
                 for done in joblib.Parallel(return_as="generator_unordered")(tasks):
                     bar.update(done)
                     _tell("done", done)
@@ -290,6 +293,21 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
                 else:
                     queue.append(group)
                     passed += 1
+
+
+def _warn_of_others(recipes: Sequence[Recipe]) -> None:
+    """Say where the store has tables of networks that it lacks: trained again, as on another processor, they may differ."""
+    keys, others = {recipe.key for recipe in recipes if not store.network_path(recipe.key).exists()}, 0
+    for path in store.paths() if keys else ():
+        with contextlib.suppress(store.Damaged):  # which is said where it is asked for
+            others += path.suffix == ".parquet" and key(store.read_entry(path).origin["recipe"]) in keys
+    if others:
+        warnings.warn(
+            f"networks are trained anew of which the store has {others} tables, but not the weights: on another kind of "
+            "processor they come out a little different, and tables of both are put side by side; repro figures --fresh "
+            "makes all of them anew",
+            stacklevel=5,
+        )
 
 
 @contextlib.contextmanager
@@ -385,7 +403,7 @@ def _networks(recipe: Recipe, epochs: Sequence[int | None], quiet: bool = False)
     """Networks after some epochs (None: the last), read or trained; the caller holds the recipe's lock."""
     models = {epoch: _read(recipe, epoch) for epoch in epochs}
     if None in models.values():
-        _train(recipe, [epoch for epoch in epochs if epoch is not None], quiet)
+        _train(recipe, [epoch for epoch, model in models.items() if model is None and epoch is not None], quiet)
         models = {epoch: _read(recipe, epoch) for epoch in epochs}
     # Here and not where a network is trained: a process may be killed when it has written all, and its last state stays.
     if store.network_path(recipe.key).exists():  # else the state is that of a training which is to go on
@@ -442,7 +460,7 @@ def _train_group(recipes: list[Recipe], epochs: set[int | None]) -> None:
     """Train networks as one group, and store them as they are after some epochs (None: the last)."""
     start, group = time.monotonic(), Group(recipes)
     for _ in tqdm(range(recipes[0].epochs + 1), unit="epoch", desc=f"training {len(recipes)} networks"):
-        for epoch in epochs & ({group.epoch, None} if group.done else {group.epoch}):
+        if (epoch := _snapshot(recipes[0], group.epoch)) in epochs:
             for recipe, model in zip(recipes, group.networks(), strict=True):
                 _write(recipe, epoch, model, start)
         if not group.done:

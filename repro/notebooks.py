@@ -54,10 +54,11 @@ def title(cells: list[Cell]) -> str:
 
 
 def defaults(cells: list[Cell]) -> dict:
-    """Values in a notebook's parameters cell, a plain `name: type = value` a line."""
-    cell = next(cell for cell in cells if cell.parameters)
+    """Values in a notebook's parameters cell, a plain `name: type = value` a line; none without such a cell."""
     return {
         node.target.id: ast.literal_eval(node.value)
+        for cell in cells
+        if cell.parameters
         for node in ast.parse(cell.source).body
         if isinstance(node, ast.AnnAssign)
     }

@@ -2,7 +2,10 @@
 
     data/checkpoints/KEY.safetensors         a trained network; KEY@EPOCH: a snapshot on the way
     data/results/KEY.parquet                 the table of one analysis of one network
-    data/work/                               locks, and states of networks in training (not committed)
+    data/work/                               locks, states of networks in training, notebooks as executed
+    data/fresh/                              a store of its own: what `repro figures --fresh` has made so far
+
+Results are committed, and of the networks a few small ones.
 
 A file's name is the key of its content's origin (a recipe; an analysis with its options and a recipe). The origin
 itself stands in the file and is compared when the file is read; a checksum over the whole file stands in it too.

@@ -40,7 +40,8 @@ def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path:
     first = next(iter(tables.values())).iloc[0]
     lines = [f"# Single directions of {first.model} on {first.dataset}", ""]
     lines += [f"![]({picture.name})", ""] if picture else []
-    lines += ["| | |", "| --- | --- |", *(f"| {what} | {value} |" for what, value in numbers(tables).items())]
+    if found := numbers(tables):
+        lines += ["| | |", "| --- | --- |", *(f"| {what} | {value} |" for what, value in found.items())]
     raising = _units(tables).query("delta_loss > 0").nlargest(LISTED, "delta_loss") if "single_unit" in tables else ()
     if len(raising):
         lines += ["", f"The {len(raising)} units whose ablation raises the loss most:", "", *_listed(raising)]
@@ -78,6 +79,10 @@ def numbers(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
         found["training accuracy"] = f"{curves.query('n_ablated == 0').accuracy.iloc[0]:.1%}"
         found["AUC, mean ± SD over orders" if len(areas) > 1 else "AUC"] = _mean(areas)
         found["AUC ÷ unablated accuracy"] = _mean(normalised)
+    if "history" in tables:
+        history = tables["history"].iloc[0]
+        found["training accuracy"] = f"{history.train_accuracy:.1%}"
+        found["test accuracy"] = f"{history.test_accuracy:.1%}"
     if "noise" in tables:
         means = tables["noise"].groupby("scale").accuracy.mean()
         scale = means.index[abs(means.index - 1).argmin()]

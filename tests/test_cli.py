@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -376,6 +377,12 @@ def test_gc_keeps_what_a_panel_may_still_ask_for(one_notebook, capsys):
     assert {store.read_entry(path).origin["recipe"]["width"] for path in store.paths()} == {4}
 
 
+def test_gc_passes_over_notebooks_of_the_users_own(one_notebook, capsys):
+    nbformat.write(nbformat.v4.new_notebook(), notebooks.FOLDER / "Untitled.ipynb")
+    store.root().mkdir(parents=True)
+    assert cli.main(["store", "gc"]) == 0
+
+
 def test_gc_leaves_what_is_damaged_or_being_worked_on(one_notebook, capsys):
     from repro.experiment import measure
 
@@ -443,9 +450,13 @@ def test_a_notebook_asked_for_twice_runs_once(figures, monkeypatch):
 @pytest.mark.parametrize("left", ["", '{"cells": [{"cell_type"'])
 def test_a_notebook_that_is_killed_has_failed(left, figures, monkeypatch, capsys):
     monkeypatch.setattr(execution, "_start", lambda name, output, *_: _killed(output, left))
+    earlier = {"panels": {"a": {}}, "missing": {"b": {}}, "verdicts": []}
+    store.write_whole(store.figures("digits") / "fig1.json", json.dumps(earlier).encode())
     assert cli.main(["figures", "fig1", "--fresh"]) == 1
     told = capsys.readouterr()
-    assert "failed" in told.out and "its process ended with -9; was it killed" in told.err
+    assert re.search(r"fig1 +– +\d\.\d  failed\n", told.out), "it shows what an earlier run drew"
+    assert "its process ended with -9; was it killed" in told.err
+    assert ("what it had drawn" in told.err) == bool(left)
 
 
 def _killed(output, left):

@@ -273,6 +273,30 @@ def test_snapshots_of_a_trained_network_take_no_more_training_than_the_last_of_t
     assert advanced == [0, 1]
 
 
+def test_snapshots_that_are_there_are_not_trained_for_again(monkeypatch):
+    measure("history", [RECIPE], epochs=[2])
+    advanced = []
+    advance = training.Run.advance
+    monkeypatch.setattr(training.Run, "advance", lambda run: (advanced.append(run.epoch), advance(run)))
+    measure("weights", [RECIPE], epochs=[0, 2])
+    assert advanced == []
+
+
+def test_tables_of_a_network_that_is_gone_are_warned_of_when_it_is_trained_again(recwarn):
+    measure("history", RECIPES)
+    measure("history", [CONVNET])
+    measure("weights", RECIPES)
+    assert not recwarn.list
+    for recipe in RECIPES:
+        store.network_path(recipe.key).unlink()
+    damaged = store.table_path("damaged")
+    damaged.write_bytes(b"?")
+    with pytest.warns(UserWarning, match="the store has 4 tables, but not the weights") as warned:
+        measure("weights", RECIPES, epochs=[0])
+    assert warned[0].filename == __file__
+    damaged.unlink()
+
+
 def test_the_number_of_processes_is_checked(monkeypatch):
     monkeypatch.setenv("REPRO_JOBS", "all")
     with pytest.raises(ValueError, match="REPRO_JOBS: expected a number from 1, got 'all'"):

@@ -141,7 +141,11 @@ def test_images_may_come_from_a_function(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     arguments = ["nets:mlp", "--data", "nets:images", "--analysis", "weights,history", "--out", str(tmp_path)]
     assert cli.main(["measure", *arguments]) == 0
-    assert pd.read_parquet(tmp_path / "history.parquet").dataset.tolist() == ["mine"]
+    history = pd.read_parquet(tmp_path / "history.parquet")
+    assert history.dataset.tolist() == ["mine"]
+    assert f"| test accuracy | {history.test_accuracy[0]:.1%} |" in (tmp_path / "summary.md").read_text()
+    assert cli.main(["measure", *arguments[:4], "weights", *arguments[5:]]) == 0
+    assert "|" not in (tmp_path / "summary.md").read_text()  # no table without a row
 
 
 # From Python ------------------------------------------------------------------------------------------------
