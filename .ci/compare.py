@@ -11,5 +11,5 @@ committed, redrawn = (
 for claim in sorted(committed.keys() | redrawn.keys()):
     if committed.get(claim) != redrawn.get(claim):
         print(f"{' '.join(claim)}: committed {committed.get(claim)}, redrawn {redrawn.get(claim)}")
-print(f"{len(redrawn)} verdicts redrawn from scratch, {sum(committed.get(c) == v for c, v in redrawn.items())} agree")
+print(f"{len(redrawn)} verdicts redrawn, {sum(committed.get(c) == v for c, v in redrawn.items())} agree")
 sys.exit(committed != redrawn or not committed)

@@ -85,6 +85,8 @@ def randomized(model, seed=0):
             module.running_mean.normal_(generator=generator).mul_(0.2)
             module.running_var.uniform_(0.5, 2, generator=generator)
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+        if isinstance(module, nn.Linear | nn.Conv2d) and not nn.utils.parametrize.is_parametrized(module):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
         if isinstance(module, nn.BatchNorm2d | nn.Linear | nn.Conv2d) and module.bias is not None:
             nn.init.normal_(module.bias, std=0.3, generator=generator)
             if len(module.bias) > 5:

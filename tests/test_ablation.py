@@ -96,6 +96,17 @@ def test_any_convnet(channels, strides, batch_norm, value, seed):
     close(ours, theirs)
 
 
+def test_orders_are_different_ones_of_the_units_of_all_layers():
+    model, x, y = EVERY["deep mlp"]
+    curves = ablation.cumulative(model, x, y, orders=3, steps=20)
+    assert len({tuple(curve.loss) for _, curve in curves.groupby("order")}) == 3
+    every = units.Cut(model, x).units
+    orders = evaluation.sequences(every, 50, 0)
+    assert all(sorted(order) == sorted(every) for order in orders)
+    first = pd.Series([order[0][0] for order in orders]).value_counts()  # a layer has its share of the first places
+    assert first["relu1"] > first["relu4"] > 0 and len(first) == 4
+
+
 def test_functional_relus_count_as_modules_do():
     modules, functions = networks.randomized(networks.Residual()), networks.randomized(networks.Functional())
     functions.load_state_dict(modules.state_dict())
@@ -200,6 +211,12 @@ def test_auc():
     assert ablation.auc(curves, by=["network", "order"])["a", 1] == pytest.approx(0.65)
     with pytest.raises(ValueError, match="curves"):
         ablation.auc(curves, by="epoch")
+    with pytest.raises(ValueError, match="^by: order does not tell the curves apart"):
+        ablation.auc(pd.concat([curves, curves.assign(network="b")]))
+    with pytest.raises(ValueError, match="^normalize: expected a point at fraction_ablated 0 in every curve"):
+        ablation.auc(curves[1:], normalize=True)
+    with pytest.raises(ValueError, match="^curves: expected fractions from 0 to 1"):
+        ablation.auc(curves.assign(fraction_ablated=2 * curves.fraction_ablated))
     with pytest.raises(ValueError, match="curves"):
         ablation.auc(curves[:0])
 

@@ -249,7 +249,7 @@ def test_resampled_ablation_equals_the_plain_way(name):
 
 
 def test_resampled_values_are_activations_on_other_images():
-    model, x, _ = EVERY["convnet without"]
+    model, x, _ = EVERY["convnet with batch norm"]
     cut = units.Cut(model, x, ["relu9", "relu11"])
     other = networks.images(20, seed=8)[0]
     values = clamp_values(cut, "resampled", x, other)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from repro import cli, execution, experiment, keeping, notebooks, store
+from repro.claims.verdicts import Verdict
 from repro.training import Recipe
 
 SMALL = [  # fig6 on tiny networks: one epoch, a hundred images
@@ -214,6 +215,36 @@ def test_folders_are_the_same_wherever_a_kernel_works(tmp_path, monkeypatch):
     seen = {}
     assert cli.main(["figures", "fig1"]) == 0
     assert seen == {name: str(tmp_path / name.lower()) for name in names}
+
+
+def test_kernels_learn_of_the_device_and_the_cluster_that_are_asked_for(figures, monkeypatch):
+    names = ("REPRO_DEVICE", "REPRO_SCHEDULER")
+    monkeypatch.setattr(execution, "run", lambda *_: seen.append([os.environ.get(name) for name in names]) or {})
+    monkeypatch.setenv("REPRO_DEVICE", "auto")
+    seen = []
+    assert cli.main(["figures", "fig1", "--device", "cpu", "--scheduler", "tcp://there:1"]) == 0
+    assert cli.main(["figures", "fig1"]) == 0
+    assert seen == [["cpu", "tcp://there:1"], ["auto", None]]
+
+
+def test_in_place_keeps_the_outputs_of_what_ran_through(tmp_path, figures, monkeypatch):
+    results = {name: {"error": "", "seconds": 0, "output": tmp_path / name} for name in ("fig1", "fig2")}
+    monkeypatch.setattr(execution, "run", lambda *_: results)
+    monkeypatch.setattr(execution, "keep_outputs", lambda executed: kept.append(executed))
+    kept = []
+    assert cli.main(["figures", "fig1", "fig2", "--in-place"]) == 0
+    results["fig2"]["error"] = "no such luck"
+    assert cli.main(["figures", "fig1", "fig2", "--in-place"]) == 1
+    assert kept == [[tmp_path / "fig1", tmp_path / "fig2"]]
+
+
+def test_the_report_is_the_scorecard_of_the_figures(figures, capsys):
+    verdict = {"panel": "a", **Verdict("C1", "mlp on digits", "It falls.", (), "partly", "").to_dict()}
+    record = {"panels": {}, "missing": {}, "verdicts": [verdict]}
+    store.write_whole(store.figures("digits") / "fig1.json", json.dumps(record).encode())
+    cli.write_scorecard("digits")
+    assert cli.main(["report"]) == 0
+    assert "It falls." in capsys.readouterr().out
 
 
 def test_a_preset_draws_into_its_own_folder(tmp_path, monkeypatch):

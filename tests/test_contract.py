@@ -5,8 +5,10 @@ import inspect
 
 import numpy as np
 import pytest
+import torch
 
-from repro import ablation, claims, data, experiment, models, noise, selectivity, training, units
+from repro import ablation, beyond, claims, data, evaluation, experiment, models, noise, selectivity, training, units
+from repro.recipe import STREAMS, Recipe
 
 CHANNELS, STRIDES = (64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512), (1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
 NEEDED = inspect.Parameter.empty
@@ -27,6 +29,12 @@ SIGNATURES = {
     selectivity.mutual_information: {"activations": NEEDED, "y": NEEDED, "bins": 10},
     selectivity.table: OF_MODEL | {"layers": None},
     training.train: {"recipe": NEEDED},
+    # A default is not written into a table's origin: with another one, tables of the old one would be taken for its.
+    beyond.class_drops: OF_MODEL | {"layers": None},
+    beyond.ranked: OF_MODEL
+    | {"x_test": NEEDED, "y_test": NEEDED, "layers": None}
+    | {"by": ("selectivity", "mutual_information", "importance", "l1_norm"), "steps": 20},
+    beyond.projections: OF_MODEL | {"layers": None, "orders": 10, "steps": 20, "seed": 0},
 }
 OPEN = {  # which may take more than these
     training.Recipe: "dataset n_train model width strides batch_norm dropout init corruption optimizer lr momentum "
@@ -86,3 +94,31 @@ def test_counts_may_be_as_small_as_one(given):
 
 def test_unit_layers_come_from_below_by_the_names_of_their_nodes(given):
     assert units.unit_layers(given[0], given[1]) == [("relu1", 6), ("relu2", 5)]
+
+
+def test_what_a_seed_stands_for_stays_what_it_is():
+    """Stored networks and tables are found by their recipes: with other draws the same recipe would mean another network.
+    Failing that, raise recipe.FORMAT and train everything again."""
+    recipe = Recipe("digits", seed=1)
+    assert [recipe.stream(name) for name in STREAMS] == [1641411168, 1454127163, 2749604155, 3056722145]
+    assert STREAMS == ("init", "order", "labels", "dropout")
+    assert training._order(Recipe("digits"), 1, 8).tolist() == [0, 1, 3, 4, 7, 2, 5, 6]
+    assert data.load("digits").subset(12).y_train.tolist() == [3, 8, 6, 5, 7, 6, 1, 6, 6, 9, 8, 4]
+    assert data.shuffle_labels(torch.arange(12), 0.5, 3).tolist() == [2, 7, 11, 3, 4, 5, 6, 10, 8, 9, 1, 0]
+    orders = evaluation.sequences([("a", unit) for unit in range(8)], 2, seed=5)
+    assert [[unit for _, unit in order] for order in orders] == [[1, 4, 2, 3, 7, 5, 6, 0], [4, 2, 5, 0, 7, 6, 3, 1]]
+
+
+@pytest.mark.parametrize(
+    ("analysis", "options", "names"),
+    [
+        ("history", {}, ["29f7a0cf5c87cd5a", "e244174b1dfae4ac"]),
+        ("single_unit", {}, ["fbe5b7898f8b7fef", "4bc2e7f5b80d98f7"]),
+        ("cumulative", {"orders": 3}, ["c07f4650e542a913", "5b755d898d68b2be"]),
+    ],
+)
+def test_names_of_tables_stay_what_they_are(analysis, options, names):
+    """Or none of those in data/ would be found; raise an analysis's version where it gives other numbers."""
+    plain, other = ({}, {"images": 100, "split": "test", "epochs": [1]})
+    found = [experiment.files(analysis, [Recipe("digits")], **options, **how)[0].stem for how in (plain, other)]
+    assert found == names

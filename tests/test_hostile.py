@@ -242,7 +242,7 @@ def test_an_image_that_unpacks_to_gigabytes_is_refused(tmp_path):
     for side in (2**12 + 1, 2**13, 2**16, 2**31 - 1):
         bomb[16:24] = side.to_bytes(4, "big") * 2
         bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
-        with pytest.raises(ValueError, match=r"^name: cannot read image cat/1\.png"):
+        with pytest.raises(ValueError, match=r"^name: cannot read image cat/1\.png.*pixels"):  # not: truncated
             data.load(write_zip(tmp_path, {"cat/1.png": bytes(bomb), "dog/1.png": png()}))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from repro import evaluation, noise, units, values
+from repro import evaluation, models, noise, units, values
 from tests import networks, plain
 
 EVERY = {name: rest for name, *rest in networks.every()}
@@ -67,6 +67,18 @@ def test_a_sweep_equals_the_plain_loop_with_the_same_draws(name):
         loss, accuracy = plain.loss_and_accuracy(z, y)
         assert row.loss == pytest.approx(loss, rel=1e-4)
         assert abs(row.accuracy - accuracy) <= plain.ties(z) + 1e-9
+
+
+def test_every_image_unit_and_position_gets_its_own_draw():
+    model = models.convnet([6, 6], [1, 1], 3, 2).eval()
+    x, _ = networks.images(40, (2, 6, 6), 3)
+    cut = units.Cut(model, x)
+    one = {name: torch.ones(1, *[1] * len(shape)) for name, shape in cut.shapes.items()}
+    draws = noise._draw(cut, one, slice(0, 40), (0, 0))
+    flat = torch.cat([draws[name].flatten() for name in cut.shapes])
+    assert len(flat.unique()) > 0.999 * len(flat) and abs(flat.mean()) < 0.03 and abs(flat.std() - 1) < 0.03
+    again = noise._draw(cut, one, slice(40, 80), (0, 0)), noise._draw(cut, one, slice(0, 40), (0, 1))
+    assert all(abs((draws[name] * other[name]).mean()) < 0.05 for other in again for name in cut.shapes)
 
 
 def test_rows_and_seeds():
