@@ -189,6 +189,8 @@ CASES = [
     ("C1", NO, c1(lambda f: 0.3 + 0.5 * f)),
     ("C2", YES, c2(lambda f: 2 * 2 ** (-3 * f))),
     ("C2", PARTLY, c2(lambda f: 2 - 0.5 * f)),  # ordered, yet the ratio stays below 1.5
+    ("C2", YES, c2(lambda f: 2 / (1 + 0.4 * (f > 0) + 0.5 * f))),  # 1.6 at 0.4
+    ("C2", PARTLY, c2(lambda f: 2 / (1 + 0.2 * (f > 0) + 0.5 * f))),  # 1.4
     ("C2", NO, c2(lambda f: 1)),
     ("C3a", YES, trained(*c3(1))),
     ("C3a", PARTLY, trained([0.9, 0.3, 0.6, 0.3, 0.6, 0.3, 0.8, 0.5, 0.4, 0.4], np.linspace(0.9, 0.5, 10))),
@@ -197,7 +199,8 @@ CASES = [
     ("C3b", PARTLY, trained(*c3(0.25))),
     ("C3b", NO, trained(*c3(-1))),
     ("C4a", YES, c4a(auc_peak=8, loss_bottom=8)),
-    ("C4a", PARTLY, c4a(auc_peak=16, loss_bottom=2)),  # falls, at the wrong time
+    ("C4a", YES, c4a(auc_peak=16, loss_bottom=8)),  # twice as late, which just passes
+    ("C4a", PARTLY, c4a(auc_peak=16, loss_bottom=4)),  # falls, at the wrong time
     ("C4a", PARTLY, c4a(auc_peak=32, loss_bottom=32)),  # at the right time, but does not fall
     ("C4a", NO, c4a(auc_peak=32, loss_bottom=1)),
     ("C4b", YES, c4b([-1, -1, -1, -1])),
