@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
@@ -23,7 +23,9 @@ SECONDS = 120  # for what a busy machine may take; an idle one needs a tenth
 @pytest.fixture
 def lab(made, tmp_path):
     """Address of the notebook in a JupyterLab that listens on this machine alone."""
-    shutil.copy(NOTEBOOK, tmp_path / "work.ipynb")
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell("print('Python knows', deletion.deleted)"))
+    nbformat.write(book, tmp_path / "work.ipynb")
     settings = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
@@ -109,4 +111,8 @@ def test_diagrams_in_jupyterlab(browser, lab, made):
     for name, curves in made.memorization.curves.items():
         value = float(memorization.locator(f".card.{name} .big").get_attribute("data-value"))
         assert value == pytest.approx(curves.query("order == 0").accuracy.iloc[8], abs=1e-6)
+
+    page.locator(".jp-CodeCell .jp-InputArea-editor").last.click()
+    page.keyboard.press("Shift+Enter")
+    page.get_by_text("Python knows [['relu1', 12]]").wait_for()  # what was clicked
     context.close()
