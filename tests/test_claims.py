@@ -517,7 +517,7 @@ def test_interval_agrees_with_scipy_where_orders_are_single():
     assert (effect.low, effect.high) == pytest.approx(expected, abs=0.006)
 
 
-@pytest.mark.parametrize("arms", [[0] * 3, [0] * 4 + [1] * 4])
+@pytest.mark.parametrize("arms", [[0] * 3, [0] * 4 + [1] * 4, np.repeat(np.arange(6), 4)])
 def test_intervals_of_a_few_networks_hold_the_truth_as_often_as_they_say_with_student_alone(arms):
     rng, arms = np.random.default_rng(0), np.array(arms)
     held = {False: 0, True: 0}

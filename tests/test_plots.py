@@ -1,7 +1,9 @@
 """Pictures from synthetic tables: files, sizes, bands, notes; no text is cut off or covers another."""
 
 import json
+import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import matplotlib as mpl
 
@@ -13,6 +15,7 @@ import pandas as pd
 import pytest
 from matplotlib.legend import Legend
 from matplotlib.text import Text
+from PIL import Image
 from scipy import stats
 
 from repro import plots
@@ -946,9 +949,21 @@ def test_the_note_gives_ranges_and_networks_per_setting():
     assert plots.note(default) == "digits · MLP 2×16 to 2×128 · 90 epochs · 2 networks"
 
 
-def test_layers_are_named_by_depth():
+def test_depth_counts_the_layers():
     table = units(RESNET, 2, networks=2)
     assert list(plots.depth(table).unique()) == list(range(1, 50))
-    assert plots.layer_name(table, "layer1.0.relu_1") == "layer 3"
-    with pytest.raises(ValueError, match="layer: expected one of relu, layer1"):
-        plots.layer_name(table, "relu7")
+
+
+@pytest.mark.parametrize("preset", ["digits", "paper"])
+def test_levels_keep_their_colours_in_the_palette_of_the_picture(preset):
+    """In the committed figures: where a palette is chosen by area, the darkest two learning rates of Fig. 3b become one."""
+    folder = Path(__file__).parents[1] / "figures" / preset
+    fills = set(re.findall("fill: #([0-9a-f]{6})", (folder / "fig3b.svg").read_text()))
+    levels = [
+        [int(fill[i : i + 2], 16) for i in (0, 2, 4)] for fill in fills if len({fill[:2], fill[2:4], fill[4:]}) > 1
+    ]
+    assert len(levels) == 6
+    with Image.open(folder / "fig3.png") as picture:
+        drawn = np.unique(np.asarray(picture.convert("RGB"), dtype=int).reshape(-1, 3), axis=0)
+    for level in levels:
+        assert abs(drawn - level).max(axis=1).min() <= 8

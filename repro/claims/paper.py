@@ -1,4 +1,4 @@
-"""The rules for the paper's fifteen claims, fixed before any network was trained; C4c's interval was widened later."""
+"""The rules for the paper's fifteen claims, fixed before any network was trained; what changed later says `BEFOREHAND`."""
 
 import numpy as np
 import pandas as pd

@@ -62,13 +62,16 @@ class Bootstrap:
         for code in range(len(names)) if self.student else ():
             members = np.flatnonzero(codes == code)
             away = within[picks[1:, members], 0] - mean_over(within[None, members, 0])
-            found[1:, members] += (self.stretch(len(members), len(codes) - len(names)) - 1) * away
+            # As each arm is moved by its own spread, that of a difference is known from two arms at best.
+            freedom = min(len(codes) - len(names), 2 * (len(members) - 1))
+            found[1:, members] += (self.stretch(len(members), freedom) - 1) * away
         return found
 
     def stretch(self, size, freedom):
         """Length of the interval of a mean of `size` networks by Student's t, in that of its percentiles.
 
-        The spread is known with `freedom` degrees of freedom: networks less arms. One network has no interval: 1.
+        The spread is known with `freedom` degrees of freedom: networks less arms, of two arms at most. One network has no
+        interval: 1.
         """
         if not self.student or size == 1:
             return 1.0

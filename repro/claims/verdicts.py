@@ -19,12 +19,14 @@ HOW = (
     "them as 75 to 80 %. Where the wider intervals of Student's t lead to another verdict, a note says to which."
 )
 BEFOREHAND = (
-    "The rules of the paper's claims, C1 to CA4, were written down before any network was trained; the interval of C4c was "
-    "widened when its networks had been measured."
+    "The rules of the paper's claims, C1 to CA4, were written down before any network was trained. When networks had been "
+    "measured, the interval of C4c was widened, and C3a came to count networks tied with the fifth; those of the preset "
+    "paper-again were trained after that."
 )
 HINDSIGHT = (
-    "These rules were written when the networks of the paper's figures had been measured. X2a, X5a and X5b judge tables that "
-    "were there; what X2a and X5a come to on digits could be read off the verdicts of C7 and C4c."
+    "These rules were written when the networks of the paper's figures had been measured, but for those of the preset "
+    "paper-again. With the others, X2a, X5a and X5b judge tables that were there; what X2a and X5a come to on digits could be "
+    "read off the verdicts of C7 and C4c."
 )
 FEW = 3  # effects that are shown at once
 

@@ -14,7 +14,7 @@ from repro.plots.figure import Figure
 from repro.plots.lines import curves, noise, spread, training
 from repro.plots.means import means
 from repro.plots.shapes import by_depth, distributions
-from repro.plots.words import depth, layer_name, note
+from repro.plots.words import depth, note
 
 __all__ = [
     "Figure",
@@ -24,7 +24,6 @@ __all__ = [
     "depth",
     "distributions",
     "importance",
-    "layer_name",
     "means",
     "noise",
     "note",

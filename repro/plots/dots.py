@@ -90,6 +90,9 @@ def scatter(ax, table, x, y, hue=None, lines=False):
     if x == "selectivity":
         ax.set_xlim(-0.02, 1.02)
         ax.xaxis.set_major_locator(FixedLocator(np.linspace(0, 1, 6)))
+    if y == "selectivity":  # above 1 there is room for a correlation
+        ax.set_ylim(-0.02, 1.2)
+        ax.yaxis.set_major_locator(FixedLocator(np.linspace(0, 1, 6)))
     look.plain_ticks(ax.xaxis)
     look.plain_ticks(ax.yaxis)
     if hue:

@@ -259,10 +259,11 @@ class Figure:
 
 
 def _palette(png):
-    """A PNG with a palette of 256 colours, chosen for it: a third of the bytes, and hardly a difference to the eye."""
+    """A PNG with a palette of 256 colours, chosen for it: a third of the bytes, and hardly a difference to the eye. The
+    colours must cover the widest range: by their share of the area, those of dots and lines would run into each other."""
     content = io.BytesIO()
     with Image.open(io.BytesIO(png)) as picture:
-        colors = picture.convert("RGB").quantize(256)
+        colors = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
         colors.save(content, "PNG", optimize=True, dpi=picture.info["dpi"])
     return content.getvalue()
 

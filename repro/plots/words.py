@@ -165,14 +165,6 @@ def depth(table):
     return pd.Series(pd.factorize(table["layer"])[0] + 1, index=table.index, name="depth")
 
 
-def layer_name(table, layer):
-    """Name a layer by its depth: "layer 3"."""
-    depths = dict(zip(table["layer"], depth(table), strict=True))
-    if layer not in depths:
-        raise ValueError(f"layer: expected one of {', '.join(map(str, depths))}, found {layer!r}")
-    return f"layer {depths[layer]}"
-
-
 def note(table):
     """Say in one line what a table was made from.
 
