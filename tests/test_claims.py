@@ -201,6 +201,7 @@ CASES = [
     ("C4a", YES, c4a(auc_peak=8, loss_bottom=8)),
     ("C4a", YES, c4a(auc_peak=16, loss_bottom=8)),  # twice as late, which just passes
     ("C4a", PARTLY, c4a(auc_peak=16, loss_bottom=4)),  # falls, at the wrong time
+    ("C4a", PARTLY, c4a(auc_peak=16, loss_bottom=2)),
     ("C4a", PARTLY, c4a(auc_peak=32, loss_bottom=32)),  # at the right time, but does not fall
     ("C4a", NO, c4a(auc_peak=32, loss_bottom=1)),
     ("C4b", YES, c4b([-1, -1, -1, -1])),

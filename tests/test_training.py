@@ -1,4 +1,4 @@
-"""Recipes, and the loop that trains them."""
+"""What a recipe begins with, and the loop that trains its network."""
 
 import dataclasses
 import itertools

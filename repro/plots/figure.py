@@ -170,15 +170,16 @@ class Figure:
         """Put titles above the keys, fit labels and notes, settle the layout; return each panel's box in inches."""
         figure = self.figure
         figure.set_layout_engine("constrained")
-        figure.get_layout_engine().execute(figure)
+        layout = figure.get_layout_engine()
+        layout.execute(figure)
         self._write_titles()
-        figure.get_layout_engine().execute(figure)
+        layout.execute(figure)
         for axes in (axes for letter in self._titles for axes in self._axes_of(letter)):
             look.fit_labels(axes)
-        figure.get_layout_engine().execute(figure)
+        layout.execute(figure)
         for letter in self._titles:  # as wide as the labels leave the axes
             _fit_notes(self.axes[letter])
-        figure.get_layout_engine().execute(figure)
+        layout.execute(figure)
         figure.set_layout_engine("none")  # a panel saved by itself keeps its shape
         renderer = figure.canvas.get_renderer()
         boxes = {}
