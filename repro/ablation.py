@@ -249,10 +249,12 @@ def _check_curves(curves: pd.DataFrame, by: str | Sequence[str], normalize: bool
         raise ValueError(f"by: expected the names of one or several columns, got {by!r}")
     if not isinstance(normalize, bool | np.bool_):
         raise ValueError(f"normalize: expected True or False, got {normalize!r}")
-    columns = [*by, "fraction_ablated", "accuracy"]
-    missing = set(columns) - set(curves.columns) if isinstance(curves, pd.DataFrame) else set(columns)
+    there = list(curves.columns) if isinstance(curves, pd.DataFrame) else []
+    missing = {"fraction_ablated", "accuracy"} - set(there)
     if missing or curves.empty or not curves.columns.is_unique:
         raise ValueError(f"curves: expected a table with columns {', '.join(sorted(missing)) or 'and rows'}")
+    if unknown := [name for name in by if name not in there]:
+        raise ValueError(f"by: the curves have no column {unknown[0]!r}; expected some of {', '.join(map(str, there))}")
     numbers = curves[["fraction_ablated", "accuracy"]]
     if not all(is_numeric_dtype(kind) for kind in numbers.dtypes) or not np.isfinite(numbers.to_numpy(float)).all():
         raise ValueError("curves: expected finite numbers as fraction_ablated and accuracy")

@@ -38,6 +38,7 @@ from repro.training import Group, Run, device, together
 
 AT_ONCE = 64  # networks that train together on a GPU
 SAVE_EVERY = 60  # seconds between stored states of a network in training
+WORKERS_WITHIN = 600  # seconds that a cluster has for its first worker: batch systems let jobs wait
 
 
 class Missing(LookupError):
@@ -334,6 +335,13 @@ def _workers(jobs: int) -> Iterator[dict[str, str | None]]:
     from dask.distributed import Client
 
     with Client(address, set_as_default=True) as client:
+        if not client.ncores():
+            how = f"start some: dask worker {address}"
+            warnings.warn(f"{address} has no workers yet, waiting for the first; {how}", stacklevel=6)
+            try:  # a task, and not `wait_for_workers`: clusters that adapt start workers when there is work
+                client.submit(os.getpid).result(timeout=WORKERS_WITHIN)
+            except TimeoutError as error:
+                raise TimeoutError(f"REPRO_SCHEDULER: no worker came to {address}; {how}") from error
         for there in (client.run_on_scheduler, client.run):  # joblib would wait for ever for those that lack it
             try:
                 there(pkgutil.resolve_name, "repro.experiment:__name__")

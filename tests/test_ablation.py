@@ -209,8 +209,10 @@ def test_auc():
     assert ablation.auc(curves).to_dict() == pytest.approx({0: 0.5, 1: 0.65})
     assert ablation.auc(curves, normalize=True).to_dict() == pytest.approx({0: 0.5, 1: 0.8125})
     assert ablation.auc(curves, by=["network", "order"])["a", 1] == pytest.approx(0.65)
-    with pytest.raises(ValueError, match="curves"):
+    with pytest.raises(ValueError, match="^by: the curves have no column 'epoch'; expected some of network, order"):
         ablation.auc(curves, by="epoch")
+    with pytest.raises(ValueError, match="^curves: expected a table with columns accuracy"):
+        ablation.auc(curves.drop(columns="accuracy"))
     with pytest.raises(ValueError, match="^by: order does not tell the curves apart"):
         ablation.auc(pd.concat([curves, curves.assign(network="b")]))
     with pytest.raises(ValueError, match="^normalize: expected a point at fraction_ablated 0 in every curve"):

@@ -8,11 +8,11 @@ import time
 import pandas as pd
 import pytest
 
-from repro import store
+from repro import experiment, store
 from repro.experiment import measure
 from repro.training import Recipe
 
-pytest.importorskip("dask.distributed")
+Client = pytest.importorskip("dask.distributed").Client
 RECIPES = [Recipe("digits", width=32, n_train=300, epochs=30, seed=seed) for seed in range(12)]
 
 
@@ -28,8 +28,6 @@ def cluster(tmp_path):
     for name in ("one", "two"):
         options = ["--no-nanny", "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1", "--name", name]
         processes.append(subprocess.Popen([*worker, "--scheduler-file", str(note), *options], **quiet))
-    from dask.distributed import Client
-
     deadline = time.monotonic() + 60
     while not note.exists():
         assert time.monotonic() < deadline, "the scheduler did not start"
@@ -80,4 +78,20 @@ def half_installed(tmp_path):
 def test_a_cluster_that_lacks_the_library_is_refused(half_installed, cluster, monkeypatch):
     monkeypatch.setenv("REPRO_SCHEDULER", cluster[0])
     with pytest.raises(ValueError, match=r"REPRO_SCHEDULER: .* need repro installed \(no torch here"):
+        measure("cumulative", RECIPES[:2], orders=2)
+
+
+def test_a_cluster_without_workers_is_waited_for_and_then_said_to_have_none(cluster, monkeypatch):
+    address, workers = cluster
+    for worker in workers:
+        worker.kill()
+    with Client(address) as client:
+        while client.ncores():
+            time.sleep(0.1)
+    monkeypatch.setenv("REPRO_SCHEDULER", address)
+    monkeypatch.setattr(experiment, "WORKERS_WITHIN", 0.5)
+    with (
+        pytest.warns(UserWarning, match=f"{address} has no workers yet"),
+        pytest.raises(TimeoutError, match=f"no worker came to {address}; start some: dask worker {address}"),
+    ):
         measure("cumulative", RECIPES[:2], orders=2)
