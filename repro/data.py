@@ -13,6 +13,7 @@ import io
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -85,6 +86,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
         ImageNet's validation images, from the 1,000 folders of ``imagenet/val``, prepared and standardised as for
         torchvision's published networks; half of them stand for the training images, which nobody has in memory.
         Recipes know a folder by its PATH: give other images another name, lest results of the old ones be taken for theirs.
+        (Images that are added or taken away are noticed by the next call, those overwritten in place by the next process.)
     root : path, optional
         Folder of the data sets; by default the environment variable REPRO_DATA, else ``data/raw``.
 
@@ -96,7 +98,8 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     Raises
     ------
     ValueError
-        Unknown name, missing folder, classes that differ between the splits, damaged or differently sized images.
+        Unknown name, missing folder, classes that differ between the splits or have no images, damaged or differently sized
+        images.
     """
     if root is None:
         root = os.environ.get("REPRO_DATA") or DEFAULT_ROOT
@@ -168,8 +171,10 @@ def _torchvision(name: str, root: Path):
                     f"name: {name!r} can neither be read from {root} nor downloaded ({' '.join(str(error).split())}). "
                     f"Put {files} there, whole in place of damaged ones, or set REPRO_DATA to the folder that holds it."
                 ) from error
-        x = torch.as_tensor(part.data)
-        parts += [x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2), part.targets]
+        x, y = torch.as_tensor(part.data), torch.as_tensor(part.targets)
+        if len(x) != len(y) or not 0 <= y.min() <= y.max() < len(part.classes):
+            raise ValueError(f"name: {name!r} in {root} has labels that do not fit its images; put {files} there anew")
+        parts += [x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2), y]
     return *parts, part.classes
 
 
@@ -207,6 +212,10 @@ def _folder(path: Path):
     train, test = (_find_split(path, names) for names in (("train",), ("test", "val")))
     (x_train, labels_train), (x_test, labels_test) = _read_split(train), _read_split(test)
     classes = sorted(set(labels_train))
+    if empty := sorted(_class_folders(train) - set(classes)):
+        raise ValueError(f"name: no images in {train}/{empty[0]}; expected {' '.join(SUFFIXES)} files")
+    if len(classes) < 2:
+        raise ValueError(f"name: expected at least two classes in {train}, found {classes[0]!r} alone")
     if extra := sorted(set(labels_test) - set(classes)):
         raise ValueError(f"name: {test} has classes that {train} lacks: {', '.join(extra)}")
     if x_train.shape[1:] != x_test.shape[1:]:
@@ -246,7 +255,7 @@ def _read_image(file: str, path: Path, read, convert):
     from PIL import Image, UnidentifiedImageError
 
     damage = (OSError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
-    damage += (RuntimeError,)  # what zipfile says of a file under a password
+    damage += (RuntimeError, EOFError, ValueError)  # a file under a password; one cut short; a header without numbers
     try:
         with Image.open(io.BytesIO(read())) as image:
             if image.width * image.height > MOST_PIXELS:
@@ -262,42 +271,55 @@ def _read_image(file: str, path: Path, read, convert):
 
 def _files(path: Path) -> list[tuple]:
     """Every image of a folder or zip, sorted: its name there, that of its class, and a function that reads it."""
-    found = sorted(_zip_files(path) if path.suffix == ".zip" else _tree_files(path), key=lambda entry: entry[0])
-    if not found:
+    images = [("/".join(parts), parts, read) for parts, read in _entries(path) if read and _is_image(parts[-1])]
+    if not images:
         raise ValueError(f"name: no images in {path}; expected one folder a class with {' '.join(SUFFIXES)} files")
-    one_of = {PurePosixPath(file).parents[1]: file for file, _, _ in found}  # by the folder that holds the classes
-    if len(one_of) > 1:
+    images.sort(key=lambda image: image[0])
+    one_of = {parts[:-2] if len(parts) > 1 else None: file for file, parts, _ in images}  # by what holds the classes
+    if len(one_of) > 1 or None in one_of:
         some = " and ".join(sorted(one_of.values())[:2])
         raise ValueError(f"name: expected one folder of images a class in {path}, found images deeper or aside: {some}")
-    return found
+    return [(file, parts[-2], read) for file, parts, read in images]
 
 
-def _tree_files(path: Path):
-    for pattern in ("*/*", "*/*/*"):  # no deeper, but what lies there shall not be missed in silence
-        for file in path.glob(pattern):
-            name = file.relative_to(path)
-            if _is_image(name.parts):
-                yield name.as_posix(), file.parent.name, file.read_bytes
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
-def _is_image(parts: tuple[str, ...]) -> bool:
-    """Whether a file in a folder is meant as an image; hidden ones, and what macOS puts into a zip, are not."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return len(parts) >= 2 and PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES and not hidden
+def _class_folders(path: Path) -> set[str]:
+    """Names of the folders that lie where those of the classes do, also of those without an image."""
+    beside = PurePosixPath(_files(path)[0][0]).parts[:-2]
+    n = len(beside)
+    inside = [(parts, read) for parts, read in _entries(path) if parts[:n] == beside and len(parts) > n]
+    return {parts[n] for parts, read in inside if len(parts) > n + 1 or read is None}
 
 
-def _zip_files(path: Path):
+def _entries(path: Path) -> Iterator[tuple]:
+    """The parts of the name of each file and folder in a folder or zip, and a function that reads the file; but for what is
+    hidden, and what macOS puts into a zip."""
+    for parts, read in _zip_entries(path) if path.suffix == ".zip" else _tree_entries(path):
+        if not any(part.startswith(".") or part == "__MACOSX" for part in parts):
+            yield parts, read
+
+
+def _tree_entries(path: Path):
+    for depth in range(1, 6):  # three would do, but what lies deeper shall not be missed in silence
+        for file in path.glob("/".join("*" * depth)):
+            yield file.relative_to(path).parts, None if file.is_dir() else file.read_bytes
+
+
+def _zip_entries(path: Path):
     # Members are read in place and never written anywhere; a name with ".." is somebody's trick all the same.
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, NotImplementedError, zipfile.BadZipFile) as error:
         raise ValueError(f"name: cannot read {path}: {error}") from error
     for member in archive.infolist():
         parts = PurePosixPath(member.filename.replace("\\", "/")).parts
         if ".." in parts or parts[:1] == ("/",):
             raise ValueError(f"name: refused {path}: {member.filename!r} leads out of it")
-        if _is_image(parts):
-            yield "/".join(parts), parts[-2], functools.partial(_unpack, archive, member)
+        if parts:
+            yield parts, None if member.is_dir() else functools.partial(_unpack, archive, member)
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

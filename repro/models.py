@@ -6,6 +6,7 @@ their position in the network, as torchvision's feature extraction names them: s
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -273,14 +274,17 @@ def build(
     # torch.manual_seed would seed GPUs too: so all is drawn on the CPU, whatever torch's default device is.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(int(seed))
-        if model == "mlp":
-            widths = width if isinstance(width, tuple) else [width or 128] * 2
-            network = mlp(int(torch.Size(image).numel()), widths, classes, dropout)
-        elif model == "convnet":
-            channels = [max(1, round((width or 1) * n)) for n in CHANNELS]
-            network = convnet(channels, STRIDES if strides is None else strides, classes, image[0], batch_norm)
-        else:
-            network = resnet50(classes, width or 1, image[0], small_images=image[-1] < 64)
+        try:
+            if model == "mlp":
+                widths = width if isinstance(width, tuple) else [width or 128] * 2
+                network = mlp(int(torch.Size(image).numel()), widths, classes, dropout)
+            elif model == "convnet":
+                channels = [max(1, round((width or 1) * n)) for n in CHANNELS]
+                network = convnet(channels, STRIDES if strides is None else strides, classes, image[0], batch_norm)
+            else:
+                network = resnet50(classes, width or 1, image[0], small_images=image[-1] < 64)
+        except ValueError as error:  # which calls the width what it is made into
+            raise ValueError(re.sub("^(widths|channels):", "width:", str(error))) from error
         if init == "torch":
             for m in network.modules():
                 if hasattr(m, "reset_parameters"):

@@ -137,9 +137,9 @@ class Recipe:
         for field in ("batch_norm", "stop_when_memorized"):
             expect(field, isinstance(getattr(self, field), bool), "True or False")
         if isinstance(self.strides, list | tuple):
-            object.__setattr__(self, "strides", tuple(self.strides))
-            whole = all(type(n) is int and 0 < n <= models.MOST for n in self.strides)
+            whole = all(is_integer(n) and 0 < n <= models.MOST for n in self.strides)
             expect("strides", whole and self.strides, "positive integers")
+            object.__setattr__(self, "strides", tuple(map(int, self.strides)))
         else:
             expect("strides", self.strides is None, "a sequence of integers or None")
         object.__setattr__(self, "width", models.check_width(self.model, self.width))

@@ -239,6 +239,32 @@ def test_hidden_files_and_those_of_macos_are_no_images(write):
 def test_images_that_lie_deeper_are_refused_not_missed(write):
     with pytest.raises(ValueError, match=r"^name: .*images deeper or aside: dog/1\.png and dog/more/1\.png"):
         data.load(write(change("train", dog_more_1=png(3))))
+    with pytest.raises(ValueError, match=r"^name: .*images deeper or aside: a/b/c/1\.png and dog/1\.png"):
+        data.load(write(FILES | {"train": FILES["train"] | {"a/b/c/1.png": png(3)}}))
+    with pytest.raises(ValueError, match=r"^name: .*images deeper or aside: .*top\.png"):
+        data.load(write(FILES | {"train": {"top.png": png(3)}}))
+
+
+def test_a_class_without_readable_images_is_refused_not_missed(write, tmp_path):
+    with pytest.raises(ValueError, match=r"^name: no images in .*train(\.zip)?/emu; expected \.jpg"):
+        data.load(write(FILES | {"train": FILES["train"] | {"emu/1.gif": b"GIF"}}))
+    with pytest.raises(ValueError, match=r"^name: expected at least two classes in .*, found 'cat' alone"):
+        data.load(write({split: {"cat/1.png": png(1), "cat/2.png": png(2)} for split in FILES}))
+
+
+def test_an_empty_folder_of_a_class_is_refused_not_missed(tmp_path):
+    write_tree(tmp_path)
+    (tmp_path / "train" / "emu").mkdir()
+    with pytest.raises(ValueError, match=r"^name: no images in .*train/emu;"):
+        data.load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("content", [b"P6 6 5 2\xe85 ", b"P6 " + b"1" * 40])
+def test_a_damaged_header_of_plain_numbers_is_named(tmp_path, content):
+    write_tree(tmp_path)
+    (tmp_path / "train" / "dog" / "2.ppm").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^name: cannot read image dog/2\.ppm in .*train"):
+        data.load(f"folder:{tmp_path}")
 
 
 def test_images_of_more_than_eight_bits_are_refused_not_clipped(write):
@@ -364,6 +390,15 @@ def test_mnist_is_read_from_torchvisions_layout(little_mnist, no_network):
     assert mnist.y_train.tolist() == [i % 10 for i in range(20)] and len(mnist.classes) == 10
     assert mnist.x_train.mean().item() == pytest.approx(0, abs=1e-5)
     assert not no_network
+
+
+@pytest.mark.parametrize("labels", [np.arange(19) % 10, np.arange(20)])
+def test_labels_that_do_not_fit_the_images_are_refused(little_mnist, no_network, labels):
+    (little_mnist / "MNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(idx(labels))
+    with pytest.raises(
+        ValueError, match=f"^name: 'mnist' in {little_mnist} has labels that do not fit its images; put"
+    ):
+        data.load("mnist", root=little_mnist)
 
 
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"])

@@ -245,6 +245,8 @@ def test_pytorchs_own_initialization():
         ("in_channels", lambda: models.resnet50(in_channels=-3)),
         ("model", lambda: models.build("vgg", (1, 8, 8), 10)),
         ("init", lambda: models.build("mlp", (1, 8, 8), 10, init="zero")),
+        ("width", lambda: models.build("mlp", (1, 8, 8), 10, width=(2**20, 2**20))),
+        ("width", lambda: models.build("convnet", (1, 8, 8), 10, width=5000)),
         ("strides", lambda: models.build("convnet", (1, 8, 8), 10, strides=(1, 2))),
         ("strides", lambda: models.build("convnet", (1, 8, 8), 10, strides=())),
         ("strides", lambda: models.build("mlp", (1, 8, 8), 10, strides=DIGITS_STRIDES)),

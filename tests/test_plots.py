@@ -593,7 +593,23 @@ def test_a_training_run_shows_networks_their_means_and_the_best_epochs_of_each()
     for column, dots, which in (("test_loss", ax.lines[-1], "idxmin"), ("auc", right.lines[-1], "idxmax")):
         best = table.loc[getattr(table.groupby("network")[column], which)()]
         assert np.allclose(dots.get_xydata(), best[["epoch", column]])
-    assert ax.get_zorder() > right.get_zorder()
+    assert (
+        ax.get_zorder() > right.get_zorder()
+    )  # so that nothing of the left axis may lie on the AUC, but lines of the loss
+    assert not any(line.get_visible() for axis in (ax.xaxis, ax.yaxis) for line in axis.get_gridlines())
+
+
+def test_the_last_epoch_has_a_tick_where_there_is_room():
+    from repro.plots.lines import log_epochs
+
+    for last, expected in (
+        (30, [0, 1, 2, 5, 10, 20, 30]),
+        (60, [0, 1, 2, 5, 10, 20, 50]),
+        (100, [0, 1, 3, 10, 30, 100]),
+    ):
+        ax = axes()
+        log_epochs(ax, pd.Series([0, 1, last]))
+        assert list(ax.get_xticks()) == expected
 
 
 def test_the_untrained_network_alone_is_no_training_run():
@@ -628,10 +644,12 @@ def test_the_corner_tells_the_rank_correlation_within_layers_too():
     ax, table = axes(), units(CONV, 30, networks=2)
     plots.importance(ax, table)
     within = plots.rank_correlations(table, "selectivity").rho.mean()
-    assert f"ρ = {within:.2f} (within layers)".replace("-", "−") in words_in(ax)
+    each = [units[["selectivity", "delta_loss"]].corr("spearman").iloc[0, 1] for _, units in table.groupby("network")]
+    expected = f"Spearman ρ = {np.mean(each):.2f} (per network)\nρ = {within:.2f} (per layer)".replace("-", "−")
+    assert expected in [text.get_text() for text in ax.texts]
     ax = axes()
     plots.scatter(ax, table, "selectivity", "delta_loss", hue="network")
-    assert "within layers" not in words_in(ax)
+    assert "(per network)" in words_in(ax) and "(per layer)" not in words_in(ax)
 
 
 def test_snapshots_of_a_network_are_joined_in_the_order_of_epochs():
@@ -822,17 +840,26 @@ def test_density_integrates_to_one_and_keeps_within_its_bounds():
     assert height[0] > 1 and height[-1] > 1  # not half of it lost at the edge
 
 
+def test_all_networks_together_are_the_mean_of_each():
+    """As they all have the same bandwidth."""
+    ax, table = axes(), both_arms(networks=3)
+    plots.distributions(ax, table, "mutual_information", hue="batch_norm")
+    curves = [line.get_ydata() for line in ax.lines if len(line.get_xdata()) > 2]
+    alive = table[table["batch_norm"] & ~table["dead"]].groupby("network", sort=False).size()
+    assert np.allclose(curves[3], np.average(curves[:3], axis=0, weights=alive)) and len(curves) == 8
+
+
 @pytest.mark.parametrize("layers", [MLP, CONV, RESNET])
 def test_every_layer_has_a_ridge_and_few_labels(layers):
     ax = axes()
     table = units(layers, 40)
     plots.by_depth(ax, table)
-    medians = table.groupby("layer", sort=False)["selectivity"].median()
+    means = table.groupby("layer", sort=False)["selectivity"].mean()
     assert len(ax.collections) == len(layers)
-    assert np.allclose(ax.lines[-1].get_xdata(), medians) and list(ax.lines[-1].get_ydata()) == list(
+    assert np.allclose(ax.lines[-1].get_xdata(), means) and list(ax.lines[-1].get_ydata()) == list(
         range(1, len(layers) + 1)
     )
-    assert len(ax.get_yticks()) <= 12
+    assert len(ax.get_yticks()) <= 12 and ax.get_yticks()[-1] == len(layers)
 
 
 def test_ridges_have_equal_areas():
@@ -967,3 +994,14 @@ def test_levels_keep_their_colours_in_the_palette_of_the_picture(preset):
         drawn = np.unique(np.asarray(picture.convert("RGB"), dtype=int).reshape(-1, 3), axis=0)
     for level in levels:
         assert abs(drawn - level).max(axis=1).min() <= 8
+
+
+@pytest.mark.parametrize("preset", ["digits", "paper", "paper-again"])
+def test_greys_are_grey_in_the_palette_of_the_picture(preset):
+    """In the committed figures: nearest colours of a palette gave the grid of Fig. X2 the tint of one of its bands."""
+    with Image.open(Path(__file__).parents[1] / "figures" / preset / "x2.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"), dtype=int).reshape(-1, 3)
+    colors, counts = np.unique(pixels, axis=0, return_counts=True)
+    for grey in (255, 239):  # paper and grid
+        nearest = colors[abs(colors - grey).max(axis=1) <= 6]
+        assert len(nearest) and np.ptp(nearest, axis=1).min() <= 1

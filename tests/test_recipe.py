@@ -120,7 +120,16 @@ def test_what_a_model_does_not_have_is_refused(field, recipe):
 
 def test_the_same_recipe_in_other_words_has_the_same_key():
     recipe = Recipe("digits", "convnet", lr=0.1, strides=(1, 2), width=1.0, corruption=0.0)
-    other = Recipe(corruption=0, width=1, strides=[1, 2], lr=np.float64(0.1), model="convnet", dataset="digits", seed=0)
+    other = Recipe(
+        corruption=0,
+        width=1,
+        strides=list(np.array([1, 2])),
+        lr=np.float64(0.1),
+        model="convnet",
+        dataset="digits",
+        seed=0,
+    )
+    assert all(type(stride) is int for stride in other.strides)
     assert recipe == other and hash(recipe) == hash(other) and recipe.key == other.key
     mlp = Recipe("digits", width=64, epochs=np.int64(5))
     assert mlp == Recipe("digits", width=np.int64(64), epochs=5) and type(mlp.epochs) is int

@@ -163,12 +163,17 @@ def _c4b(table, boot):
 
     Reproduced: ρ below 0. Partly: its estimate below 0.
     """
-    within = [spearman(area, loss) for _, area, loss in _snapshots(table, boot)]
-    values = mean_over(boot.networks(within))
-    rho, beside = (
-        Effect.of(f"ρ({which}, test loss) over snapshots", values[:, i], judged=i == 0) for i, which in enumerate(AREAS)
-    )
-    return [rho, beside], grade(rho.below(0), rho.estimate < 0), size_notes([0] * len(within))
+    # Test loss falls and rises again: ρ hangs on how many snapshots lie on either side of where it is lowest.
+    parts = {"first": slice(1, None), "last": slice(-1)}
+    names = [f"ρ({which}, test loss) over snapshots" for which in AREAS]
+    names += [f"ρ(AUC, test loss) without the {end} snapshot" for end in parts]
+    within = [
+        np.column_stack([spearman(area, loss), *(spearman(area[:, 0, part], loss[part]) for part in parts.values())])
+        for _, area, loss in _snapshots(table, boot)
+    ]
+    values = mean_over(boot.networks(within)).T
+    rho, *beside = (Effect.of(name, values[i], judged=i == 0) for i, name in enumerate(names))
+    return [rho, *beside], grade(rho.below(0), rho.estimate < 0), size_notes([0] * len(within))
 
 
 @claim(

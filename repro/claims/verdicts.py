@@ -92,7 +92,7 @@ class Verdict:
             folded = [f"- {effect}" for effect in rest]
             lines += [f"\n<details><summary>{_more(rest)}</summary>\n", *folded, "\n</details>\n"]
         lines += [f"- {effect} *(not judged)*" for effect in self.effects if not effect.judged]
-        lines += [f"- paper: {self.paper}"] if self.paper else []
+        lines += [f"- {'' if self.claim.startswith('X') else 'paper: '}{self.paper}"] if self.paper else []
         lines += [f"- rule: {self.rule}"] if self.rule else []
         return "\n".join(lines + [f"- *{note}*" for note in self.notes])
 

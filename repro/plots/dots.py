@@ -47,8 +47,9 @@ def per_network(table, normalize=False):
 
 
 def scatter(ax, table, x, y, hue=None, lines=False):
-    """Draw one dot a row, with Spearman's rank correlation in the emptiest corner; where dots are units coloured by layer,
-    also the mean of those within the layers of each network, which may have another sign.
+    """Draw one dot a row, with Spearman's rank correlation in the emptiest corner: of all dots or, where networks have several,
+    the mean of the networks' own. Where dots are units coloured by layer, also the mean of those within the layers of each
+    network, which may have another sign.
 
     Parameters
     ----------
@@ -97,9 +98,12 @@ def scatter(ax, table, x, y, hue=None, lines=False):
     look.plain_ticks(ax.yaxis)
     if hue:
         look.level_key(ax, hue, palette, linestyle="", marker="o")
-    text = f"Spearman ρ = {words.rho(spearman(data['_x'], data['_y']))} (all dots)"
+    if "network" in data and data["network"].duplicated().any():
+        text = f"Spearman ρ = {words.rho(rank_correlations(data, '_x', '_y', 'network').rho.mean())} (per network)"
+    else:
+        text = f"Spearman ρ = {words.rho(spearman(data['_x'], data['_y']))} (all dots)"
     if layers and "network" in data:
-        text += f"\nρ = {words.rho(rank_correlations(data, '_x', '_y').rho.mean())} (within layers)"
+        text += f"\nρ = {words.rho(rank_correlations(data, '_x', '_y').rho.mean())} (per layer)"
     look.in_emptiest_corner(ax, text, data)
     look.corner_note(ax, words.note(table) + words.left_out(table, x, y) + LINES * lines)
 

@@ -187,7 +187,10 @@ def training(ax, table, log=True, normalize=False):
     ax.set_ylim(bottom=0)
     for axis in (ax.xaxis, ax.yaxis, right.yaxis):
         look.plain_ticks(axis)
-    right.grid(False)
+    ax.grid(False)  # it would be drawn over the AUC; and horizontal lines could stand for one of the two scales only
+    right.grid(False, axis="y")
+    right.xaxis.set_visible(True)
+    right.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
     right.spines["right"].set_visible(True)
     right.spines["bottom"].set_visible(False)
     right.spines["left"].set_visible(False)
@@ -210,7 +213,10 @@ def log_epochs(ax, epochs):
     else:
         ax.set_xscale("log")
     steps = LogLocator(subs=(1, 2, 5) if last < 100 * first else (1, 3)).tick_values(first, last)
-    ax.xaxis.set_major_locator(FixedLocator([0] * bool(untrained) + [t for t in steps if first <= t <= last]))
+    ticks = [0] * bool(untrained) + [t for t in steps if first <= t <= last]
+    if last > 1.4 * ticks[-1]:  # room for the end of training
+        ticks.append(last)
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(FixedLocator([]))
 
 

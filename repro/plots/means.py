@@ -56,8 +56,9 @@ def means(ax, table, x, y, hue=None, scale="linear"):
     if hue:
         look.level_key(ax, hue, palette, linestyle="-")
     several = "network" in data and data.duplicated(["network", "_x", *([hue] if hue else [])]).any()
-    dots = "bold: mean of all" if many else "dash: mean of a network" if several else "dots: networks"
-    look.corner_note(ax, f"{words.note(table)} · {dots} · lines: means")
+    dots = "dash: mean of a network" if several else "dots: networks"
+    key = "lines: means over networks · bold: mean of the lines" if many else f"{dots} · lines: means"
+    look.corner_note(ax, f"{words.note(table)} · {key}")
 
 
 def _dots(ax, rows, color, shift):

@@ -6,25 +6,30 @@ from repro.plots import style as look
 from repro.plots import words
 
 
-def density(sample, grid, low=-np.inf, high=np.inf):
-    """Gaussian kernel density of a sample on a grid, reflected at the bounds: none of it is lost beyond them.
+def bandwidth(sample, grid):
+    """Standard deviation of a kernel by Silverman's rule, at least 1 % of the grid's length."""
+    quarter, three_quarters = np.quantile(sample, [0.25, 0.75])
+    scale = min(np.std(sample), (three_quarters - quarter) / 1.34) or np.std(sample)
+    return max(0.9 * scale * len(sample) ** -0.2, 0.01 * np.ptp(grid))
 
-    Bandwidth by Silverman's rule, at least 1 % of the grid's length.
+
+def density(sample, grid, low=-np.inf, high=np.inf, width=None):
+    """Gaussian kernel density of a sample on a grid, reflected at the bounds: none of it is lost beyond them.
 
     Parameters
     ----------
     sample, grid : array (n,), array (m,)
     low, high : float
         The bounds of what the sample can be.
+    width : float, optional
+        Standard deviation of the kernel, by default that of `bandwidth`.
 
     Returns
     -------
     array (m,), which integrates to 1 between the bounds.
     """
     sample = np.asarray(sample, dtype=float)
-    quarter, three_quarters = np.quantile(sample, [0.25, 0.75])
-    scale = min(sample.std(), (three_quarters - quarter) / 1.34) or sample.std()
-    width = max(0.9 * scale * len(sample) ** -0.2, 0.01 * np.ptp(grid))
+    width = width or bandwidth(sample, grid)
     mirrored = [sample] + [2 * bound - sample for bound in (low, high) if np.isfinite(bound)]
     z = (grid[:, None] - np.concatenate(mirrored)) / width  # (m, up to 3 n)
     return np.exp(-0.5 * z * z).sum(1) / (len(sample) * width * np.sqrt(2 * np.pi))
@@ -47,14 +52,17 @@ def distributions(ax, table, column="selectivity", hue="batch_norm"):
     data, grid, low, high = _alive(table, column)
     words.require(data, "network", hue)
     palette = look.colors(hue, look.levels(data, hue))
+    width = bandwidth(
+        data["_x"], grid
+    )  # the same for all: else a network's curve is smoother than that of all together
     entries, center = {}, "mean" if column == "mutual_information" else "median"
     thin = {"linewidth": 0.6, "alpha": 0.55, "zorder": 2}
     dashed = {"linewidth": 1, "dashes": (3, 1.8), "zorder": 3}
     for level, color in palette.items():
         rows = data[data[hue] == level]
         for _, network in rows.groupby("network"):
-            ax.plot(grid, density(network["_x"], grid, low, high), color=color, **thin)
-        pooled = density(rows["_x"], grid, low, high)
+            ax.plot(grid, density(network["_x"], grid, low, high, width), color=color, **thin)
+        pooled = density(rows["_x"], grid, low, high, width)
         middle = rows["_x"].agg(center)
         ax.fill_between(grid, pooled, color=color, alpha=0.13, linewidth=0, zorder=1.5)
         ax.plot(grid, pooled, color=color, linewidth=1.9, zorder=3)
@@ -79,7 +87,7 @@ def by_depth(ax, table, column="selectivity"):
     table : DataFrame
         Of the analysis "selectivity", layers in forward order; dead units (NaN) are left out.
     column : str
-        "selectivity" or "mutual_information". The dots stand at the layers' medians.
+        "selectivity" or "mutual_information". The dots stand at the layers' means, of which CA2 speaks.
     """
     data, grid, low, high = _alive(table.assign(depth=words.depth(table)), column)
     layers = look.levels(data, "depth")
@@ -97,18 +105,18 @@ def by_depth(ax, table, column="selectivity"):
         ax.fill_between(grid, layer, ridge, color=palette[layer], alpha=0.85, linewidth=0, zorder=order)
         outline = np.where(ridges[layer] > 0.01 * ridges[layer].max(), ridge, np.nan)  # or it would cover the spine
         ax.plot(grid, outline, color="white", linewidth=thin, zorder=order)
-    medians = data.groupby("depth")["_x"].median()
+    means = data.groupby("depth")["_x"].mean()
     size = np.interp(len(layers), [2, 11, 49], [4, 3.2, 2])
-    ax.plot(medians, medians.index, "o", color="#222222", markersize=size, markeredgecolor="white",
+    ax.plot(means, means.index, "o", color="#222222", markersize=size, markeredgecolor="white",
             markeredgewidth=0.4, zorder=4)  # fmt: skip
     ax.set_xlim(grid[0], grid[-1])
     ax.set_ylim(layers[0] - 0.3, None)
     step = next(step for step in (1, 2, 5, 10, 20, 50) if len(layers) / step <= 12)
-    ax.set_yticks([layer for layer in layers if step == 1 or layer == 1 or layer % step == 0])
+    ax.set_yticks([layer for layer in layers if layer in (layers[0], layers[-1]) or layer % step == 0])
     ax.grid(False, axis="y")
     look.plain_ticks(ax.xaxis)
     ax.set(xlabel=words.label(column), ylabel="layer (depth)")
-    look.corner_note(ax, f"{words.note(table)} · dot: median{words.left_out(table, column)}")
+    look.corner_note(ax, f"{words.note(table)} · dot: mean{words.left_out(table, column)}")
 
 
 def _alive(table, column):

@@ -48,7 +48,7 @@ LABELS = {
 }
 MODELS = {"mlp": "MLP", "convnet": "ConvNet", "resnet50": "ResNet-50"}
 # What analyses find out, for notes.
-MEASURED = {"cumulative": "ablation", "ranked": "in order", "projections": "directions"}
+MEASURED = {"cumulative": "ablation", "ranked": "ablation in order", "projections": "directions"}
 MEASURED |= {"noise": "noise", "single_unit": "importance", "class_drops": "drops", "selectivity": "selectivity"}
 CPUS = {"x86_64", "aarch64", "arm64"}  # architectures; any other device is called as the table calls it
 
