@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 TOGETHER := -n logical --maxprocesses 8
 
+# Some recipes work in notebooks/, where a relative folder would be another.
+FOLDERS := REPRO_DATA REPRO_FIGURES REPRO_STORE
+$(foreach name,$(FOLDERS),$(if $($(name)),$(if $(filter /%,$($(name))),,$(eval export $(name) := $(CURDIR)/$($(name))))))
+
 .PHONY: help figures test test-notebooks test-browser test-faults test-oldest bench site lab notebooks clean
 .DEFAULT_GOAL := help
 

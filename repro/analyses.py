@@ -7,8 +7,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,16 @@ from tqdm.auto import tqdm
 
 from repro import ablation, beyond, data, noise, selectivity, units
 from repro.data import Dataset
-from repro.evaluation import check_images, check_integer, check_labels, evaluating, is_integer, score_columns, scores
+from repro.evaluation import (
+    check_images,
+    check_integer,
+    check_integers,
+    check_labels,
+    evaluating,
+    is_integer,
+    score_columns,
+    scores,
+)
 from repro.graph import warned
 
 IMAGES = ("model", "x", "y", "x_test", "y_test", "x_fit")  # what an analysis is handed, beside its options
@@ -111,29 +120,47 @@ def measure_model(
         Unknown analysis or option; a model without unit layers, or whose outputs do not fit the classes.
     """
     wanted = _with_options(analyses)
-    dataset, train, test = _images_of(data, images)
-    cut = units.Cut(model, train[0], layers)
-    train, test = (_relabelled(part, dataset, cut.classes, outputs) for part in (train, test))
+    tables = dict(each_table(model, data, wanted, layers, outputs, images))
+    return {name: tables[name] for name in wanted}
+
+
+def each_table(model, data, analyses, layers=None, outputs=None, images=None) -> Iterator[tuple[str, pd.DataFrame]]:
+    """What `measure_model` returns, one name and table after the other as they are done."""
+    wanted = _with_options(analyses)
+    dataset, parts = _images_of(data, images)
+    cut = units.Cut(model, parts["train"][0], layers)
+    splits = {name: _splits(name) for name in wanted}
     parts = {
-        name: (*train, *test) if ANALYSES[name].both_splits else test if name in ON_TEST_IMAGES else train
-        for name in wanted
+        split: _relabelled(part, dataset, cut.classes, outputs)
+        for split, part in parts.items()
+        if any(split in measured for measured in splits.values())
     }
     with evaluating(model):
-        seconds = {name: _most_seconds(cut, name, parts[name][0], options) for name, options in wanted.items()}
+        seconds = {
+            name: _most_seconds(cut, name, parts[splits[name][0]][0], options) for name, options in wanted.items()
+        }
     if sum(seconds.values()) > LONG:
         each = ", ".join(f"{name} {_duration(some)}" for name, some in seconds.items())
         tqdm.write(f"this takes at most {_duration(sum(seconds.values()))} ({each})", file=sys.stderr)
     kind = type(model).__name__
-    origin, tables = {"network": kind, "model": kind, "dataset": dataset.name}, {}
+    origin = {"network": kind, "model": kind, "dataset": dataset.name}
     for name in sorted(wanted, key=lambda name: name not in CHOOSY):
         function, options = ANALYSES[name].function, wanted[name]
         if "layers" in inspect.signature(function).parameters:
             options = {"layers": layers} | options
         with warned():
-            table = function(model, *(tensor.to(cut.device) for tensor in parts[name]), **options)
-        on = {f"{name}_on": images_in_words(name, "test" if name in ON_TEST_IMAGES else "train", images)}
-        tables[name] = pd.concat([pd.DataFrame(origin | on, index=table.index), table], axis=1)
-    return {name: tables[name] for name in wanted}
+            table = function(
+                model, *(tensor.to(cut.device) for split in splits[name] for tensor in parts[split]), **options
+            )
+        on = {f"{name}_on": images_in_words(name, splits[name][0], images)}
+        yield name, pd.concat([pd.DataFrame(origin | on, index=table.index), table], axis=1)
+
+
+def _splits(name: str) -> tuple[str, ...]:
+    """The images that an analysis of one's own network takes."""
+    if ANALYSES[name].both_splits:
+        return tuple(SPLITS)
+    return ("test",) if name in ON_TEST_IMAGES else ("train",)
 
 
 def _with_options(analyses: str | Iterable[str] | Mapping[str, dict]) -> dict[str, dict]:
@@ -154,22 +181,27 @@ def _with_options(analyses: str | Iterable[str] | Mapping[str, dict]) -> dict[st
 
 
 def _images_of(which: str | Dataset, images: int | None):
-    """A data set, its training and its test images with their labels, at most so many of each."""
+    """A data set, and its training and its test images with their labels, at most so many of each."""
     dataset = _loaded(which) if isinstance(which, str) else which
     if not isinstance(dataset, Dataset):
         kind = type(which).__name__
         raise ValueError(f"data: expected a repro.data.Dataset or a name such as 'folder:PATH', got {kind}")
     check_count("images", images)
     parts = (dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)
-    if not isinstance(dataset.classes, Sized):
+    if not isinstance(dataset.name, str):
+        raise ValueError(f"data: expected its name as text, got {dataset.name!r}")
+    if not isinstance(dataset.classes, Iterable):
         raise ValueError(f"data: expected the names of its classes, got {dataset.classes!r}")
     for x, y in parts:
         check_images(x, "data")
-        if not isinstance(y, torch.Tensor):
-            raise ValueError(f"data: expected labels as a tensor, got {type(y).__name__}")
+        check_integers(y, "data")
         if len(x) != len(y):
             raise ValueError(f"data: expected a label for each image, got {len(y)} for {len(x)}")
-    return dataset, *(some_of(part, images) for part in parts)
+    kinds = [f"{x.dtype} {tuple(x.shape[1:])}" for x, _ in parts]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"data: expected test images like the training images, {kinds[0]}, got {kinds[1]}")
+    found = {split: some_of(part, images) for split, part in zip(SPLITS, parts, strict=True)}
+    return replace(dataset, classes=tuple(dataset.classes)), found
 
 
 def _loaded(name: str) -> Dataset:
@@ -192,7 +224,7 @@ def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | No
     x, y = part
     classes = len(dataset.classes)
     if outputs is None and logits == classes:
-        return x, y
+        return x, check_labels(y, len(x), classes, "data")
     if outputs is None:
         some = ", ".join(map(str, dataset.classes[:5])) + ", …" * (classes > 5)
         raise ValueError(
@@ -203,7 +235,7 @@ def _relabelled(part, dataset: Dataset, logits: int, outputs: Sequence[int] | No
     integers = all(is_integer(i) and 0 <= i < logits for i in listed)
     if not integers or not len(listed) == classes == len(set(listed)):
         raise ValueError(f"outputs: expected {classes} different integers from 0 to {logits - 1}, got {outputs!r}")
-    return x, torch.as_tensor(listed, device=y.device)[check_labels(y, len(x), classes)]
+    return x, torch.as_tensor(listed, device=y.device)[check_labels(y, len(x), classes, "data")]
 
 
 def _most_seconds(cut: units.Cut, analysis: str, x: torch.Tensor, options: Mapping) -> float:

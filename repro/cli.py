@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import joblib
 from tqdm import tqdm
 
 from repro import __version__, execution, keeping, notebooks, store
@@ -45,8 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"repro: {error}", file=sys.stderr)
         return 2 if isinstance(error, Refused) else 1
     except KeyboardInterrupt:
-        kept = "; what was finished is in the store, the same command goes on from there" * (options.run is draw)
-        print(f"\nrepro: interrupted{kept}", file=sys.stderr)
+        kept = {
+            draw: "; what was finished is in the store, the same command goes on from there",
+            measure_own: "; tables that were finished are in the folder of --out",
+        }
+        print(f"\nrepro: interrupted{kept.get(options.run, '')}", file=sys.stderr)
         return 130
 
 
@@ -187,7 +191,7 @@ def draw(options) -> int:
 def _processes(options) -> int:
     """How many processes work side by side. On a GPU the default is one: it trains MLPs together, and has all the memory."""
     gpu = not (options.scheduler or os.environ.get("REPRO_SCHEDULER")) and _device(options).type == "cuda"
-    jobs = (1 if gpu else os.cpu_count() or 1) if options.jobs is None else options.jobs
+    jobs = (1 if gpu else joblib.cpu_count()) if options.jobs is None else options.jobs
     if jobs < 1:
         raise Refused(f"--jobs: expected a number from 1, got {jobs}")
     return jobs
@@ -295,7 +299,7 @@ def _calls(name: str, parameters: dict, compute: str = "nothing") -> list:
     """What a notebook asks of `measure`; parameters that fit by type, but not in value, are refused."""
     try:
         return replay(name, parameters, compute)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise Refused(f"{name} cannot be run with these parameters: {error}") from error
 
 
@@ -309,9 +313,11 @@ def write_tables(options) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     calls = _calls(options.name, chosen([options.name], options.preset)[options.name])
     tables: dict[Path, dict] = {}
+    missing = False
     for panel, analysis, table, files, chosen_options in calls:
         if isinstance(table, Missing):
-            print(f"{options.name}{panel} {analysis}: {table}")
+            missing = True
+            print(f"{options.name}{panel} {analysis}: {table}", file=sys.stderr)
         else:
             own = {name: value for name, value in chosen_options.items() if name not in ("split", "compute")}
             what = [f"{name}-{value}" for name, value in own.items() if isinstance(value, str | bool)]
@@ -322,7 +328,7 @@ def write_tables(options) -> int:
         table = pd.concat(parts.values())
         store.write_whole(path, table.to_csv(index=False).encode())
         print(f"{path}: {len(table)} rows")
-    return 0
+    return int(missing)
 
 
 # repro measure --------------------------------------------------------------------------------------------------------
@@ -333,33 +339,36 @@ def measure_own(options) -> int:
     from torch import nn
 
     from repro import summary
+    from repro.analyses import ANALYSES, each_table
     from repro.data import Dataset
     from repro.evaluation import check_model
-    from repro.experiment import measure_model
 
     device = _device(options)
     _check_folder(options.out)
     model = _made("model", options.model, nn.Module)
     kind, colon, _ = options.data.partition(":")
     try:
-        tables = measure_model(
+        tables = {}
+        for name, table in each_table(
             check_model(model).to(device),
             _made("--data", options.data, Dataset) if colon and kind != "folder" else options.data,
             [name.replace("-", "_") for name in options.analysis],
             layers=options.layers,
             outputs=options.outputs,
             images=options.images,
-        )
+        ):
+            tables[name] = table
+            path = options.out / f"{name.replace('_', '-')}.parquet"
+            store.write_whole(path, table.to_parquet(index=False))
+            store.write_whole(path.with_suffix(".csv"), table.to_csv(index=False).encode())
+            tqdm.write(f"{path} and .csv: {len(table)} rows")
     except ValueError as error:
         argument, colon, what = str(error).partition(": ")
         raise Refused(f"{SHELL.get(argument, argument)}{colon}{what}") from error
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        path = options.out / f"{name.replace('_', '-')}.parquet"
-        store.write_whole(path, table.to_parquet(index=False))
-        store.write_whole(path.with_suffix(".csv"), table.to_csv(index=False).encode())
-        print(f"{path} and .csv: {len(table)} rows")
     print(summary.write(tables, options.out))
+    there = {path.stem.replace("-", "_") for path in options.out.glob("*.parquet")} & ANALYSES.keys()
+    if others := sorted(there - tables.keys()):
+        print(f"{', '.join(others)}: of an earlier run, and not in the summary")
     return 0
 
 
@@ -399,7 +408,7 @@ def print_report(options) -> int:
     path = store.figures(options.preset) / "scorecard.md"
     if not path.exists():
         raise Refused(f"no scorecard for preset {options.preset!r} yet; run: repro figures --preset {options.preset}")
-    print(path.read_text())
+    print(path.read_text(encoding="utf-8"))
     return 0
 
 

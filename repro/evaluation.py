@@ -132,20 +132,25 @@ def _plain(tensor) -> bool:
     return strided and tensor.device.type != "meta" and not tensor.is_quantized
 
 
-def check_labels(y: torch.Tensor, n: int, classes: int | None = None) -> torch.Tensor:
-    """n integer labels in [0, classes), at least two different ones; as int64."""
+def check_integers(y: torch.Tensor, argument: str) -> None:
+    """Refuse what is no tensor of integers (N,)."""
     integers = _plain(y) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     if not integers or y.ndim != 1:
         kind = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
-        raise ValueError(f"y: expected a tensor of integer labels (N,), got {kind}")
+        raise ValueError(f"{argument}: expected a tensor of integer labels (N,), got {kind}")
+
+
+def check_labels(y: torch.Tensor, n: int, classes: int | None = None, argument: str = "y") -> torch.Tensor:
+    """n integer labels in [0, classes), at least two different ones; as int64."""
+    check_integers(y, argument)
     if len(y) != n:
-        raise ValueError(f"y: expected {n} labels, one an image, got {len(y)}")
+        raise ValueError(f"{argument}: expected {n} labels, one an image, got {len(y)}")
     y = y.long()
     if n and (y.min() < 0 or (classes is not None and y.max() >= classes)):
         most = "" if classes is None else f" to {classes - 1}"
-        raise ValueError(f"y: expected labels from 0{most}, got {y.min()} to {y.max()}")
+        raise ValueError(f"{argument}: expected labels from 0{most}, got {y.min()} to {y.max()}")
     if len(y.unique()) < 2:
-        raise ValueError("y: expected images of at least two classes, got one")
+        raise ValueError(f"{argument}: expected images of at least two classes, got one")
     return y
 
 

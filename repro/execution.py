@@ -6,11 +6,13 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import joblib
 from tqdm import tqdm
 
 from repro import notebooks, store
@@ -24,7 +26,7 @@ def run(names: list[str], parameters: dict[str, dict], preset: str, jobs: int) -
     at_once = min(jobs, len(names))
     folder = store.root() / "work" / "notebooks" / preset
     folder.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // at_once))
+    threads = str(max(1, joblib.cpu_count() // at_once))
     progress = folder / f"{os.getpid()}.progress"
     progress.write_text("")
     environment = os.environ | {
@@ -88,6 +90,7 @@ def _start(name: str, output: Path, parameters: dict, environment: dict) -> Base
 def _execute(source: Path, output: Path, parameters: dict, environment: dict) -> None:
     os.environ.clear()  # what the first process of all was started with
     os.environ.update(environment)
+    threading.Thread(target=_end_with_the_command, daemon=True).start()
     # A file and not a pipe: nobody reads along, and a full pipe stops the kernel.
     with open(output.with_suffix(".log"), "w") as log:
         for stream in (1, 2):
@@ -102,15 +105,21 @@ def _execute(source: Path, output: Path, parameters: dict, environment: dict) ->
     papermill.execute_notebook(str(source), str(output), parameters, **how)
 
 
+def _end_with_the_command() -> None:
+    """End this process, and with it its kernel, when the command is killed: nobody waits for what it makes."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def _never_began(output: Path) -> bool:
     """Whether the kernel died before it ran anything, as it does when another program takes the port that it was given."""
-    return "Kernel died before replying" in output.with_suffix(".log").read_text()
+    return "Kernel died before replying" in output.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
 
 
-def _show_progress(bar, path: Path, notebooks: int, finished: int, running: dict) -> None:
+def _show_progress(bar, path: Path, total: int, finished: int, running: dict) -> None:
     """Steps are notebooks and tables: what the notebooks said they have before them, and what is done."""
-    lines = [line.split() for line in path.read_text().splitlines()]
-    bar.total = notebooks + sum(int(n) for what, n in lines if what == "planned")
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    bar.total = total + sum(int(n) for what, n in lines if what == "planned")
     bar.n = finished + sum(int(n) for what, n in lines if what == "done")
     bar.set_postfix_str(" ".join(running), refresh=False)
     bar.refresh()
@@ -126,7 +135,7 @@ def _cause(output: Path, code: int) -> str:
                 if out.output_type == "error":
                     what = out.evalue.strip().partition("\n")[0]
                     return f"in the cell that begins {cell.source.partition(chr(10))[0]!r}: {out.ename}: {what}"
-    lines = output.with_suffix(".log").read_text().strip().splitlines()
+    lines = output.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else f"its process ended with {code}; was it killed, or out of memory?"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -42,30 +43,51 @@ def merge(files: set[Path], fresh: Path, final: Path) -> None:
     if changed:
         new = {path.name for path in files}
         old = (path for kind in ("results/*.parquet", "checkpoints/*.safetensors") for path in final.glob(kind))
-        stale = [path for path in old if path.name not in new and _key(store.read_entry(path)) in changed]
+        stale = [path for path in old if path.name not in new and _made_of(path) in changed]
+    for path in files:
+        _move(path, final / path.parent.name / path.name)
     for path in stale:
         path.unlink()
     if stale:
         print(f"{len(stale)} files made of networks that came out differently here were removed", file=sys.stderr)
-    for path in files:
-        (final / path.parent.name).mkdir(parents=True, exist_ok=True)
-        os.replace(path, final / path.parent.name / path.name)
     if not any(fresh.glob("*/*.parquet")) and not any(fresh.glob("*/*.safetensors")):
         shutil.rmtree(fresh)
 
 
+def _move(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(path, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        store.write_whole(target, path.read_bytes())  # a folder of the store may be a link to another disk
+        path.unlink()
+
+
+def _made_of(path: Path) -> str | None:
+    """The key of the network that a file was made of; None if it is damaged."""
+    try:
+        return _key(store.read_entry(path))
+    except store.Damaged:
+        return None
+
+
 def _differs(entry: store.Entry, final: Path) -> bool:
-    """Whether a store holds this network, or this table, with other numbers."""
+    """Whether a store holds this network, or this table, with other numbers; or damaged, when nobody can tell."""
     old = final / entry.path.parent.name / entry.path.name
     if not old.exists():
         return False
-    if old.suffix == ".parquet":
-        if (final / "checkpoints" / f"{_key(entry)}.safetensors").exists():  # then the network itself tells
-            return False
-        (new, _), (old, _) = (store.read_columns(path, entry.origin) for path in (entry.path, old))
-        return not new.equals(old)
-    new, old = (store.read_tensors(path, entry.origin) for path in (entry.path, old))
-    return any(not torch.equal(tensor, old[name]) for name, tensor in new.items())
+    try:
+        if old.suffix == ".parquet":
+            if (final / "checkpoints" / f"{_key(entry)}.safetensors").exists():  # then the network itself tells
+                return False
+            (new, _), (old, _) = (store.read_columns(path, entry.origin) for path in (entry.path, old))
+            return not new.equals(old)
+        new, old = (store.read_tensors(path, entry.origin) for path in (entry.path, old))
+        return any(not torch.equal(tensor, old[name]) for name, tensor in new.items())
+    except store.Damaged:
+        return True
 
 
 def count_orphans(entries: list[store.Entry]) -> None:

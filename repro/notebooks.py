@@ -33,6 +33,7 @@ class Cell(NamedTuple):
 
 def read(name: str) -> list[Cell]:
     """The cells of a figure's notebook; refuses names that are none."""
+    presets()  # refuses an installation without any
     path = FOLDER / f"{name}.ipynb"
     if name not in NAMES or not path.exists():
         raise Refused(f"unknown notebook {name!r}; expected some of {' '.join(NAMES)}")
@@ -46,6 +47,10 @@ def parse(path: Path) -> list[Cell]:
         Cell(cell["cell_type"], "".join(cell["source"]), "parameters" in cell["metadata"].get("tags", []))
         for cell in cells
     ]
+
+
+def _first_line(cell: Cell) -> str:
+    return cell.source.partition("\n")[0]
 
 
 def title(cells: list[Cell]) -> str:
@@ -65,7 +70,10 @@ def defaults(cells: list[Cell]) -> dict:
 
 
 def presets() -> list[str]:
-    return sorted(file.stem for file in (FOLDER / "presets").glob("*.yaml"))
+    found = sorted(file.stem for file in (FOLDER / "presets").glob("*.yaml"))
+    if not found:
+        raise Refused(f"there are no notebooks in {FOLDER}; install from a clone of the repository: pip install -e .")
+    return found
 
 
 def chosen(names: list[str], preset: str, given: list[list[str]] = ()) -> dict[str, dict]:
@@ -171,7 +179,15 @@ def environment(**values: str):
 
 def record(name: str, preset: str) -> dict:
     path = store.figures(preset) / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {"panels": {}, "missing": {}, "verdicts": []}
+    return written(path) or {"panels": {}, "missing": {}, "verdicts": []}
+
+
+def written(path: Path):
+    """What a JSON file beside the figures says, None if there is none; refuses one that somebody has edited badly."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise Refused(f"{path} is no JSON any more ({error}); delete it and draw its figure again") from error
 
 
 class Call(NamedTuple):
@@ -209,7 +225,10 @@ def replay(name: str, parameters: dict, compute: str = "nothing") -> list[Call]:
     with patch.object(experiment, "measure", recorded), drawn, redirect_stdout(StringIO()):
         for cell in read(name):
             if cell.kind == "code":
-                exec(compile(cell.source, f"{name}.ipynb", "exec"), space)
+                try:
+                    exec(compile(cell.source, f"{name}.ipynb", "exec"), space)
+                except AssertionError as error:
+                    raise AssertionError(f"an assertion in the cell that begins {_first_line(cell)!r} fails") from error
             if cell.parameters:
                 space |= parameters
     return calls

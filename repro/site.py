@@ -113,13 +113,13 @@ def write(preset: str = "digits", path: Path | None = None) -> Path:
     states = [{"module": d.name, "place": f"widget-{d.name}", "state": d.state()} for d in shown]
     page = PAGE.substitute(
         policy=POLICY,
-        style=style() + (HERE / "page.css").read_text(),
+        style=style() + (HERE / "page.css").read_text(encoding="utf-8"),
         parts="\n".join(_part(diagram.name) for diagram in shown),
         scorecard=_scorecard(folder / "scorecard.json"),
         figures=_figures(folder),
         sources="\n".join(f'<script type="text/plain" id="{d.name}">\n{module(d.name)}</script>' for d in shown),
         states=json.dumps(states).replace("</", "<\\/"),
-        script=(HERE / "page.js").read_text(),
+        script=(HERE / "page.js").read_text(encoding="utf-8"),
     )
     store.write_whole(path, page.encode())
     return path
@@ -135,7 +135,7 @@ def _part(name: str) -> str:
 
 def _scorecard(path: Path) -> str:
     """The verdicts as a table; nothing where no notebook has reached one yet."""
-    verdicts = json.loads(path.read_text()) if path.exists() else []
+    verdicts = notebooks.written(path)
     if not verdicts:
         return ""
     paper, later = ([v for v in verdicts if v["claim"].startswith("X") == x] for x in (False, True))
@@ -198,8 +198,7 @@ def _figures(folder: Path) -> str:
 
 
 def _figure(path: Path) -> str:
-    record = path.with_suffix(".json")
-    panels = json.loads(record.read_text())["panels"] if record.exists() else {}
+    panels = (notebooks.written(path.with_suffix(".json")) or {"panels": {}})["panels"]
     notebook = notebooks.FOLDER / f"{path.stem}.ipynb"
     title = notebooks.title(notebooks.parse(notebook)) if notebook.exists() else path.stem
     alt = ". ".join([title, *(f"{letter}: {panel['title']}" for letter, panel in panels.items())])

@@ -36,6 +36,8 @@ def write(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path:
     if not tables:
         raise ValueError("tables: expected at least one table of measure_model, found none")
     folder = Path(folder)
+    for stale in ("summary.png", "summary.svg", "summary.json", *(f"summary{letter}.svg" for letter in "abcd")):
+        (folder / stale).unlink(missing_ok=True)  # an earlier run's, which may have had more panels
     picture = draw(tables, folder)
     first = next(iter(tables.values())).iloc[0]
     lines = [f"# Single directions of {first.model} on {first.dataset}", ""]

@@ -1,12 +1,15 @@
 """The command line: what it refuses before a kernel starts, what it says when a notebook fails, and what it writes."""
 
+import errno
 import json
 import multiprocessing
 import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -88,7 +91,7 @@ def test_refuses_in_one_line(arguments, words, figures, monkeypatch, capsys):
 
 
 def test_one_process_on_a_gpu_unless_asked(monkeypatch):
-    monkeypatch.setattr(cli.os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(cli.joblib, "cpu_count", lambda: 7)  # those that this process may use
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for device, arguments, expected in [("cpu", [], 7), ("auto", [], 1), ("auto", ["--jobs", "3"], 3)]:
         monkeypatch.setenv("REPRO_DEVICE", device)
@@ -173,8 +176,8 @@ def test_dry_run_and_export_compute_nothing(figures, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "4 networks to train" in told
     assert "core-minutes" in told
-    assert cli.main(["export", "fig6", "--out", str(tmp_path / "csv")]) == 0
-    assert "are not in the store" in capsys.readouterr().out
+    assert cli.main(["export", "fig6", "--out", str(tmp_path / "csv")]) == 1
+    assert "are not in the store" in capsys.readouterr().err
     assert not list(store.paths())
     assert not figures.exists()
 
@@ -273,7 +276,7 @@ def test_another_first_seed_means_other_networks(name, tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_FIGURES", str(tmp_path / "figures"))
     lacking = [call.table for call in notebooks.replay(name, {"first_seed": 1000, "compute": "nothing"})]
     seeds = {recipe.seed for missing in lacking for recipe in missing.networks}
-    assert min(seeds) == 1000
+    assert min(seeds) == 1000 * (24 if name == "fig3" else 1)  # a sweep of 24 has a seed a network
     assert not (tmp_path / "figures").exists()  # a replay writes no figure
 
 
@@ -564,6 +567,67 @@ def test_without_the_old_network_its_tables_tell_whether_it_is_another(tmp_path,
     keeping.merge({file for file in experiment.files("history", [same, other]) if file.exists()}, fresh, root)
     assert tables_in(root) == [("history", 0), ("history", 1), ("selectivity", 0)]
     assert tables_in(fresh) == [("weights", 0)]
+
+
+def test_a_fresh_store_replaces_damaged_files_and_reaches_another_disk(tmp_path, monkeypatch):
+    recipe = Recipe("digits", width=4, n_train=50, epochs=0)
+    fresh, root = tmp_path / "fresh", store.root()
+    for folder in (root, fresh):
+        monkeypatch.setenv("REPRO_STORE", str(folder))
+        experiment.measure("history", [recipe])
+    expected = {path.name: path.read_bytes() for path in fresh.glob("*/*.*") if path.parent.name != "work"}
+    network = root / "checkpoints" / f"{recipe.key}.safetensors"
+    network.write_bytes(network.read_bytes()[:-4] + b"gone")
+
+    def replace(source, target, replace=os.replace):
+        if Path(source).parent != Path(target).parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    keeping.merge(set(fresh.glob("results/*")) | set(fresh.glob("checkpoints/*")), fresh, root)
+    found = {path.name: path.read_bytes() for path in root.glob("*/*.*") if path.parent.name != "work"}
+    assert found == expected and len(found) == 2
+    assert not fresh.exists()
+
+
+def test_nothing_is_collected_where_there_are_no_notebooks(tmp_path, monkeypatch, capsys):
+    """As in an installation of the library alone: no notebook refers to anything."""
+    experiment.measure("history", [Recipe("digits", width=4, n_train=50, epochs=0)])
+    before = list(store.paths())
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path / "nowhere")
+    for command in (["store", "gc", "--yes"], ["figures"], ["list"], ["report"]):
+        assert cli.main(command) == 2
+        assert capsys.readouterr().err.startswith(f"repro: there are no notebooks in {tmp_path}/nowhere; install")
+    assert before and list(store.paths()) == before
+
+
+def test_an_assertion_of_a_notebook_is_named_by_its_cell(figures, monkeypatch, capsys):
+    cell = notebooks.Cell("code", "x = 1\nassert x == 2", False)
+    monkeypatch.setattr(notebooks, "read", lambda name: [cell])
+    monkeypatch.setattr(cli, "chosen", lambda names, *_: {name: {} for name in names})
+    assert cli.main(["figures", "fig6", "--dry-run"]) == 2
+    assert "fig6 cannot be run with these parameters: an assertion in the cell that begins 'x = 1' fails" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_record_that_is_no_json_is_named(figures, monkeypatch, capsys):
+    path = store.figures("digits") / "fig2.json"
+    store.write_whole(path, b"<<<<<<< HEAD")
+    with pytest.raises(notebooks.Refused, match=f"^{path} is no JSON any more .*; delete it and draw its figure again"):
+        notebooks.record("fig2", "digits")
+    monkeypatch.setattr(execution, "run", lambda names, *_: {name: {"error": "", "seconds": 0} for name in names})
+    assert cli.main(["figures", "fig1"]) == 2
+    assert f"repro: {path} is no JSON any more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["my store", "/my store"])
+def test_make_lets_a_relative_folder_mean_the_same_everywhere(folder):
+    make = ["make", "--silent", "--eval", 'shown:; @echo "$$REPRO_STORE"', "shown"]
+    here = Path(__file__).parents[1]
+    told = subprocess.run(make, cwd=here, env=os.environ | {"REPRO_STORE": folder}, capture_output=True, text=True)
+    assert told.stdout.strip() == (folder if folder.startswith("/") else f"{here}/{folder}")
 
 
 def test_verify_passes_over_what_goes_while_it_looks(monkeypatch, capsys):

@@ -148,6 +148,49 @@ def test_images_may_come_from_a_function(folder, tmp_path, monkeypatch):
     assert "|" not in (tmp_path / "summary.md").read_text()  # no table without a row
 
 
+def test_what_an_earlier_run_left_is_not_taken_for_this_ones(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    arguments = ["measure", "nets:mlp", "--data", "nets:images", "--out", str(tmp_path)]
+    assert cli.main([*arguments, "--analysis", "noise,selectivity"]) == 0
+    assert (tmp_path / "summary.png").exists() and (tmp_path / "summaryb.svg").exists()
+    assert "of an earlier run" not in capsys.readouterr().out
+    assert cli.main([*arguments, "--analysis", "history"]) == 0
+    assert [path.name for path in tmp_path.glob("summary*")] == ["summary.md"]
+    assert "noise, selectivity: of an earlier run, and not in the summary" in capsys.readouterr().out
+
+
+def test_tables_that_were_finished_are_there_after_ctrl_c(folder, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    noise = dataclasses.replace(analyses.ANALYSES["noise"], function=functools.wraps(repro.noise.sweep)(interrupted))
+    monkeypatch.setitem(analyses.ANALYSES, "noise", noise)
+    arguments = ["measure", "nets:mlp", "--data", "nets:images", "--analysis", "cumulative,noise"]
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 130
+    assert "interrupted; tables that were finished are in the folder of --out" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["cumulative.csv", "cumulative.parquet"]
+
+
+def test_labels_are_looked_at_before_anything_is_measured(monkeypatch):
+    digits = data.load("digits")
+    wrong = dataclasses.replace(digits, y_train=digits.y_train + 1)
+    model = repro.models.mlp(64, [6], 10)
+    tables = analyses.each_table(model, wrong, ["single_unit", "cumulative"])
+    with pytest.raises(ValueError, match=r"^data: expected labels from 0 to 9, got 1 to 10$"):
+        next(tables)
+    assert len(measure_model(model, wrong, ["single_unit"], images=40)["single_unit"]) == 6  # of test images alone
+
+
+def test_classes_may_be_a_dict():
+    """As torchvision's class_to_idx."""
+    mine = dataclasses.replace(data.load("digits"), classes={str(i): i for i in range(10)})
+    with pytest.raises(ValueError, match=r"^outputs: digits has 10 classes \(0, 1, 2, 3, 4, …\), the model 12 outputs"):
+        measure_model(repro.models.mlp(64, [6], 12), mine, ["history"])
+
+
 # From Python ------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +257,15 @@ def test_every_analysis_by_default_and_each_by_name():
         ({"x_test": None}, "a floating-point tensor"),
         ({"x_train": [[0.5]]}, "a floating-point tensor"),
         ({"x_test": torch.empty(0, 1, 8, 8), "y_test": torch.empty(0)}, "at least one image"),
-        ({"y_test": [0] * 360}, "labels as a tensor"),
+        ({"y_test": [0] * 360}, r"a tensor of integer labels \(N,\), got list"),
+        ({"y_train": torch.tensor(0)}, r"a tensor of integer labels \(N,\), got torch.int64 \(\)"),
+        ({"y_test": torch.zeros(360)}, r"a tensor of integer labels \(N,\), got torch.float32 \(360,\)"),
+        (
+            {"x_test": torch.zeros(360, 1, 9, 8)},
+            r"test images like the training images, .*\(1, 8, 8\), got .*\(1, 9, 8\)",
+        ),
+        ({"x_test": torch.zeros(360, 1, 8, 8).double()}, "test images like the training images, .*32 .*, got .*64"),
+        ({"name": Path("here")}, "its name as text"),
     ],
 )
 def test_a_data_set_of_the_wrong_content_is_refused(change, fault):
@@ -279,7 +330,7 @@ def test_options_may_be_single_numbers():
         ("^analyses: expected names", {"analyses": [["noise"]]}),
         ("^analyses: expected names", {"analyses": {"noise": None}}),
         ("^steps: expected an integer", {"analyses": {"cumulative": {"steps": 2.5}}}),
-        ("^y: expected labels from 0 to 9", {"data": wrongly_labelled(), "outputs": list(range(10))}),
+        ("^data: expected labels from 0 to 9", {"data": wrongly_labelled(), "outputs": list(range(10))}),
     ],
 )
 def test_bad_input_is_named(words, arguments):

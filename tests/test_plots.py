@@ -1001,7 +1001,7 @@ def test_greys_are_grey_in_the_palette_of_the_picture(preset):
     """In the committed figures: nearest colours of a palette gave the grid of Fig. X2 the tint of one of its bands."""
     with Image.open(Path(__file__).parents[1] / "figures" / preset / "x2.png") as picture:
         pixels = np.asarray(picture.convert("RGB"), dtype=int).reshape(-1, 3)
-    colors, counts = np.unique(pixels, axis=0, return_counts=True)
+    colors = np.unique(pixels, axis=0)
     for grey in (255, 239):  # paper and grid
         nearest = colors[abs(colors - grey).max(axis=1) <= 6]
         assert len(nearest) and np.ptp(nearest, axis=1).min() <= 1

@@ -20,14 +20,14 @@ def module(name: str) -> str:
 
     Jupyter and the static page load a widget's module as one text, from which nothing relative can be imported.
     """
-    lines = (HERE / f"{name}.js").read_text().splitlines(keepends=True)
+    lines = (HERE / f"{name}.js").read_text(encoding="utf-8").splitlines(keepends=True)
     own = "".join(line for line in lines if not line.endswith(f'from "{SHARED}";\n'))
-    return (HERE / SHARED).read_text() + own
+    return (HERE / SHARED).read_text(encoding="utf-8") + own
 
 
 def style() -> str:
     """The style sheet of all diagrams."""
-    return (HERE / "widgets.css").read_text()
+    return (HERE / "widgets.css").read_text(encoding="utf-8")
 
 
 def pack(values, dtype: str = "float32") -> dict[str, str]:

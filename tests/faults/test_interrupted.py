@@ -45,3 +45,14 @@ def test_nothing_goes_on_when_the_command_has_ended(how, tmp_path):
     assert process.wait(PATIENCE) == 130
     assert "interrupted; what was finished is in the store" in (tmp_path / "said").read_text()
     until(lambda: not alive(tmp_path))
+
+
+def test_nothing_goes_on_when_the_command_was_killed(tmp_path):
+    folders = {"REPRO_STORE": str(tmp_path / "data"), "REPRO_FIGURES": str(tmp_path / "figures")}
+    command = [sys.executable, "-m", "repro.cli", "figures", "fig1", "--jobs", "2"]
+    command += ["-p", "mlp", "{dataset: digits, width: 64, epochs: 100000}"]
+    process = subprocess.Popen(command, env=os.environ | folders, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: len(list(tmp_path.glob("data/work/*.lock"))) >= 2)
+    process.kill()
+    until(lambda: alive(tmp_path) in ([], [str(process.pid)]))  # a zombie until it is waited for
+    assert process.wait(PATIENCE) == -signal.SIGKILL
