@@ -645,11 +645,11 @@ def test_the_corner_tells_the_rank_correlation_within_layers_too():
     plots.importance(ax, table)
     within = plots.rank_correlations(table, "selectivity").rho.mean()
     each = [units[["selectivity", "delta_loss"]].corr("spearman").iloc[0, 1] for _, units in table.groupby("network")]
-    expected = f"Spearman ρ = {np.mean(each):.2f} (per network)\nρ = {within:.2f} (per layer)".replace("-", "−")
+    expected = f"Spearman ρ = {np.mean(each):.2f} (networks)\nρ = {within:.2f} (layers)".replace("-", "−")
     assert expected in [text.get_text() for text in ax.texts]
     ax = axes()
     plots.scatter(ax, table, "selectivity", "delta_loss", hue="network")
-    assert "(per network)" in words_in(ax) and "(per layer)" not in words_in(ax)
+    assert "(networks)" in words_in(ax) and "(layers)" not in words_in(ax)
 
 
 def test_snapshots_of_a_network_are_joined_in_the_order_of_epochs():

@@ -99,11 +99,11 @@ def scatter(ax, table, x, y, hue=None, lines=False):
     if hue:
         look.level_key(ax, hue, palette, linestyle="", marker="o")
     if "network" in data and data["network"].duplicated().any():
-        text = f"Spearman ρ = {words.rho(rank_correlations(data, '_x', '_y', 'network').rho.mean())} (per network)"
+        text = f"Spearman ρ = {words.rho(rank_correlations(data, '_x', '_y', 'network').rho.mean())} (networks)"
     else:
         text = f"Spearman ρ = {words.rho(spearman(data['_x'], data['_y']))} (all dots)"
     if layers and "network" in data:
-        text += f"\nρ = {words.rho(rank_correlations(data, '_x', '_y').rho.mean())} (per layer)"
+        text += f"\nρ = {words.rho(rank_correlations(data, '_x', '_y').rho.mean())} (layers)"
     look.in_emptiest_corner(ax, text, data)
     look.corner_note(ax, words.note(table) + words.left_out(table, x, y) + LINES * lines)
 
