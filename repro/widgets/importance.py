@@ -35,7 +35,7 @@ def supposed(selectivity: np.ndarray, importance: np.ndarray, strength: float, s
     if not -1 <= strength <= 1:
         raise ValueError(f"strength: expected a number from -1 to 1, got {strength}")
     ranks = pd.Series(selectivity).rank().to_numpy()
-    trend = (ranks - ranks.mean()) / ranks.std()
+    trend = (ranks - ranks.mean()) / (ranks.std() or 1)
     chance = np.random.default_rng(seed).standard_normal(len(ranks))
     wanted = strength * trend + np.sqrt(1 - strength**2) * chance
     moved = np.empty_like(importance)
