@@ -274,7 +274,7 @@ def _say_what_is_missing(names: list[str], parameters: dict[str, dict]) -> int:
         calls = [call for call in _calls(name, parameters[name]) if isinstance(call.table, Missing)]
         new = dict.fromkeys(recipe for call in calls for recipe in call.table.networks if recipe not in networks)
         files = {file for call in calls for file in call.files if file.suffix == ".parquet" and not file.exists()}
-        print(f"{name:6} {len(new):4} networks to train, {len(files - tables):4} tables to measure")
+        tqdm.write(f"{name:6} {len(new):4} networks to train, {len(files - tables):4} tables to measure")
         networks |= new
         tables |= files
     seconds, known = 0.0, {}
