@@ -459,8 +459,9 @@ def _train_together(wanted: dict[Recipe, list[_Wanted]]) -> None:
             free = [recipe for recipe in members if locks.enter_context(store.lock(recipe.key, wait=False))]
             free = _untrained([w for recipe in free for w in wanted[recipe]])  # what nobody made in the meantime
             if len(free) > 1:
-                # If one diverges, all train alone: then it is seen which, and the others lose nothing by it.
-                with contextlib.suppress(FloatingPointError):
+                # If one diverges, all train alone: then it is seen which, and the others lose nothing by it. So they do if
+                # the GPU is too small for all of them.
+                with contextlib.suppress(FloatingPointError, torch.OutOfMemoryError):
                     _train_group(free, {w.epoch for recipe in free for w in wanted[recipe]} | {None})
 
 

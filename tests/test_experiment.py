@@ -594,6 +594,17 @@ def test_a_table_that_workers_put_elsewhere_is_missed(monkeypatch):
         measure("history", [RECIPE])
 
 
+def test_networks_that_do_not_fit_together_train_alone(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    recipes = [dataclasses.replace(RECIPE, seed=seed) for seed in range(2)]
+    monkeypatch.setattr(experiment, "Group", full)
+    experiment._train_together({recipe: experiment._list("history", [recipe]) for recipe in recipes})
+    assert not list(store.paths())
+    assert len(measure("history", recipes)) == 2
+
+
 def test_one_that_diverges_does_not_cost_its_group_their_training():
     diverges = dataclasses.replace(RECIPE, lr=1e30)
     sound = [dataclasses.replace(RECIPE, seed=seed) for seed in range(2)]
