@@ -31,8 +31,9 @@ def alive(folder):
     return found
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_nothing_goes_on_when_the_command_has_ended(how, tmp_path):
+@pytest.fixture
+def at_work(tmp_path):
+    """A command whose workers are training; what it says goes into a file."""
     folders = {"REPRO_STORE": str(tmp_path / "data"), "REPRO_FIGURES": str(tmp_path / "figures")}
     command = [sys.executable, "-m", "repro.cli", "figures", "fig1", "--jobs", "2"]
     command += ["-p", "mlp", "{dataset: digits, width: 64, epochs: 100000}"]
@@ -40,19 +41,19 @@ def test_nothing_goes_on_when_the_command_has_ended(how, tmp_path):
         process = subprocess.Popen(command, env=os.environ | folders, stdout=said, stderr=said, start_new_session=True)
     until(lambda: len(list(tmp_path.glob("data/work/*.lock"))) >= 2)  # two workers are at it
     assert len(alive(tmp_path)) >= 5
+    return process
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_goes_on_when_the_command_has_ended(how, at_work, tmp_path):
     # From the keyboard the signal goes to the notebook's process, too.
-    (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
-    assert process.wait(PATIENCE) == 130
+    (os.killpg if how == signal.SIGINT else os.kill)(at_work.pid, how)
+    assert at_work.wait(PATIENCE) == 130
     assert "interrupted; what was finished is in the store" in (tmp_path / "said").read_text()
     until(lambda: not alive(tmp_path))
 
 
-def test_nothing_goes_on_when_the_command_was_killed(tmp_path):
-    folders = {"REPRO_STORE": str(tmp_path / "data"), "REPRO_FIGURES": str(tmp_path / "figures")}
-    command = [sys.executable, "-m", "repro.cli", "figures", "fig1", "--jobs", "2"]
-    command += ["-p", "mlp", "{dataset: digits, width: 64, epochs: 100000}"]
-    process = subprocess.Popen(command, env=os.environ | folders, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: len(list(tmp_path.glob("data/work/*.lock"))) >= 2)
-    process.kill()
-    until(lambda: alive(tmp_path) in ([], [str(process.pid)]))  # a zombie until it is waited for
-    assert process.wait(PATIENCE) == -signal.SIGKILL
+def test_nothing_goes_on_when_the_command_was_killed(at_work, tmp_path):
+    at_work.kill()
+    assert at_work.wait(PATIENCE) == -signal.SIGKILL
+    until(lambda: not alive(tmp_path))
