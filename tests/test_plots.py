@@ -996,7 +996,7 @@ def test_levels_keep_their_colours_in_the_palette_of_the_picture(preset):
         assert abs(drawn - level).max(axis=1).min() <= 8
 
 
-@pytest.mark.parametrize("preset", ["digits", "paper", "paper-again"])
+@pytest.mark.parametrize("preset", ["digits", "paper"])
 def test_greys_are_grey_in_the_palette_of_the_picture(preset):
     """In the committed figures: nearest colours of a palette gave the grid of Fig. X2 the tint of one of its bands."""
     with Image.open(Path(__file__).parents[1] / "figures" / preset / "x2.png") as picture:
