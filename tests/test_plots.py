@@ -610,9 +610,6 @@ def test_the_last_epoch_has_a_tick_where_there_is_room():
         ax = axes()
         log_epochs(ax, pd.Series([0, 1, last]))
         assert list(ax.get_xticks()) == expected
-    ax = axes()
-    log_epochs(ax, pd.Series([7, 8]))  # none of 1, 2, 5, 10, … lies between
-    assert list(ax.get_xticks()) == [8]
 
 
 def test_the_untrained_network_alone_is_no_training_run():

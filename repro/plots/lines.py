@@ -214,7 +214,7 @@ def log_epochs(ax, epochs):
         ax.set_xscale("log")
     steps = LogLocator(subs=(1, 2, 5) if last < 100 * first else (1, 3)).tick_values(first, last)
     ticks = [0] * bool(untrained) + [t for t in steps if first <= t <= last]
-    if not ticks or last > 1.4 * ticks[-1]:  # room for the end of training
+    if last > 1.4 * ticks[-1]:  # room for the end of training
         ticks.append(last)
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(FixedLocator([]))
