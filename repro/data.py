@@ -212,8 +212,6 @@ def _folder(path: Path):
     train, test = (_find_split(path, names) for names in (("train",), ("test", "val")))
     (x_train, labels_train), (x_test, labels_test) = _read_split(train), _read_split(test)
     classes = sorted(set(labels_train))
-    if empty := sorted(_class_folders(train) - set(classes)):
-        raise ValueError(f"name: no images in {train}/{empty[0]}; expected {' '.join(SUFFIXES)} files")
     if len(classes) < 2:
         raise ValueError(f"name: expected at least two classes in {train}, found {classes[0]!r} alone")
     if extra := sorted(set(labels_test) - set(classes)):
@@ -271,7 +269,8 @@ def _read_image(file: str, path: Path, read, convert):
 
 def _files(path: Path) -> list[tuple]:
     """Every image of a folder or zip, sorted: its name there, that of its class, and a function that reads it."""
-    images = [("/".join(parts), parts, read) for parts, read in _entries(path) if read and _is_image(parts[-1])]
+    entries = list(_entries(path))
+    images = [("/".join(parts), parts, read) for parts, read in entries if read and _is_image(parts[-1])]
     if not images:
         raise ValueError(f"name: no images in {path}; expected one folder a class with {' '.join(SUFFIXES)} files")
     images.sort(key=lambda image: image[0])
@@ -279,19 +278,16 @@ def _files(path: Path) -> list[tuple]:
     if len(one_of) > 1 or None in one_of:
         some = " and ".join(sorted(one_of.values())[:2])
         raise ValueError(f"name: expected one folder of images a class in {path}, found images deeper or aside: {some}")
+    (above,) = one_of
+    inside = [(parts[len(above) :], read) for parts, read in entries if parts[: len(above)] == above]
+    folders = {parts[0] for parts, read in inside if len(parts) > 1 or (parts and not read)}
+    if empty := sorted(folders - {parts[-2] for _, parts, _ in images}):
+        raise ValueError(f"name: no images in {path}/{empty[0]}; expected {' '.join(SUFFIXES)} files")
     return [(file, parts[-2], read) for file, parts, read in images]
 
 
 def _is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
-def _class_folders(path: Path) -> set[str]:
-    """Names of the folders that lie where those of the classes do, also of those without an image."""
-    beside = PurePosixPath(_files(path)[0][0]).parts[:-2]
-    n = len(beside)
-    inside = [(parts, read) for parts, read in _entries(path) if parts[:n] == beside and len(parts) > n]
-    return {parts[n] for parts, read in inside if len(parts) > n + 1 or read is None}
 
 
 def _entries(path: Path) -> Iterator[tuple]:

@@ -49,10 +49,6 @@ def parse(path: Path) -> list[Cell]:
     ]
 
 
-def _first_line(cell: Cell) -> str:
-    return cell.source.partition("\n")[0]
-
-
 def title(cells: list[Cell]) -> str:
     """What a notebook asks: its first line."""
     return cells[0].source.splitlines()[0].lstrip("# ")
@@ -228,7 +224,8 @@ def replay(name: str, parameters: dict, compute: str = "nothing") -> list[Call]:
                 try:
                     exec(compile(cell.source, f"{name}.ipynb", "exec"), space)
                 except AssertionError as error:
-                    raise AssertionError(f"an assertion in the cell that begins {_first_line(cell)!r} fails") from error
+                    first = cell.source.partition("\n")[0]
+                    raise AssertionError(f"an assertion in the cell that begins {first!r} fails") from error
             if cell.parameters:
                 space |= parameters
     return calls

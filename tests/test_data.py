@@ -252,10 +252,11 @@ def test_a_class_without_readable_images_is_refused_not_missed(write, tmp_path):
         data.load(write({split: {"cat/1.png": png(1), "cat/2.png": png(2)} for split in FILES}))
 
 
-def test_an_empty_folder_of_a_class_is_refused_not_missed(tmp_path):
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_folder_of_a_class_is_refused_not_missed(tmp_path, split):
     write_tree(tmp_path)
-    (tmp_path / "train" / "emu").mkdir()
-    with pytest.raises(ValueError, match=r"^name: no images in .*train/emu;"):
+    (tmp_path / split / "emu").mkdir()
+    with pytest.raises(ValueError, match=rf"^name: no images in .*{split}/emu;"):
         data.load(f"folder:{tmp_path}")
 
 
