@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import rivals, train
 from repro import ablation, models, noise, units, values
-from repro.evaluation import evaluating, sequences
+from repro.ablation import sequences
+from repro.evaluation import evaluating
 from repro.plots.style import OKABE_ITO, house
 from tests import plain
 

@@ -6,9 +6,11 @@ as a control, to what it is on other images.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,8 @@ import torch
 from pandas.api.types import is_numeric_dtype
 from torch import nn
 
-from repro.evaluation import check_scores, evaluating, image_scores, points, score_columns, scores, sequences
+from repro.checks import check_integer
+from repro.evaluation import check_scores, evaluating, image_scores, score_columns, scores
 from repro.graph import Tail
 from repro.units import Cut, Link, prepare
 from repro.values import clamp_values
@@ -45,15 +48,16 @@ def single_unit(
     layers : sequence of str, optional
         Unit layers; all by default.
     value : {"zero", "mean", "mean_per_position", "resampled"} or {layer: tensor}
-        What an ablated unit is clamped to; a tensor has shape (C,) or (C, H, W). "resampled": on every image the unit's
-        activation on one drawn at random, for each unit its own; keeps the layers' activations on x_fit in memory.
+        What an ablated unit is clamped to; a tensor has shape (C,) or (C, H, W). "resampled": each unit takes, on
+        each image, its own activation on another image, drawn at random for that unit and image; this keeps the layers'
+        activations on x_fit in memory.
     x_fit : Tensor, optional
         Images the means are taken over, or activations are drawn from; `x` by default.
 
     Returns
     -------
     DataFrame
-        A row a unit: layer, unit, loss (nats), accuracy in [0, 1] (and accuracy_top5 from 100 classes on), delta_loss and
+        One row per unit: layer, unit, loss (nats), accuracy in [0, 1] (and accuracy_top5 from 100 classes on), delta_loss and
         delta_accuracy (ablated − intact).
 
     Raises
@@ -72,7 +76,7 @@ def single_unit(
 
 
 def each_unit(cut: Cut, clamp: Mapping[str, torch.Tensor], bar, x, y) -> torch.Tensor:
-    """Sums of scores over images, and their changes by the ablation of each unit: (1 + units, 2 or 3)."""
+    """Sums of scores over images, and their changes by the ablation of each unit: (1 + units, S), as in `evaluation.scores`."""
     chains = {layer: cut.chain(layer, {layer: clamp[layer]}) for layer in cut.layers}
     work = partial(_single_units, chains, clamp, cut, bar, x, y)
     total = cut.total(work, len(x), [link for links in chains.values() for link in links])
@@ -81,9 +85,9 @@ def each_unit(cut: Cut, clamp: Mapping[str, torch.Tensor], bar, x, y) -> torch.T
 
 
 def _single_units(chains, clamp, cut: Cut, bar, x, y, block: slice) -> torch.Tensor:
-    """Scores of a block of images, and their changes by the ablation of each unit: (1 + units, 2)."""
+    """Scores of a block of images, and their changes by the ablation of each unit: (1 + units, S)."""
     x, y, h = x[block], y[block], {}
-    intact = image_scores(cut.run(x, lambda layer, a: h.setdefault(layer, a) if chains[layer] else a), y)  # (2, n)
+    intact = image_scores(cut.run(x, lambda layer, a: h.setdefault(layer, a) if chains[layer] else a), y)  # (S, n)
     found = [intact.sum(1, dtype=torch.float64)[None].cpu()]
     for layer, links in chains.items():
         if links:
@@ -96,7 +100,7 @@ def _single_units(chains, clamp, cut: Cut, bar, x, y, block: slice) -> torch.Ten
 
 
 def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tensor, bar, room: int) -> torch.Tensor:
-    """Changes of the scores by the ablation of each unit, (C, 2), where the rest of the network is a chain.
+    """Changes of the scores by the ablation of each unit, (C, S), where the rest of the network is a chain.
 
     With d = g − value, ablating unit k alone gives z − mix_k(d_k): for a linear layer an outer product. Images with
     d_k = 0, such as those on which a unit is silent, keep their scores. All other pairs (unit, image) are put together,
@@ -115,21 +119,21 @@ def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tens
     change = torch.zeros(len(counts), len(intact), dtype=torch.float64, device=y.device)
     waiting, scored = [], 0
     for start, stop in zip(starts, [*starts[1:], len(counts)], strict=True):
-        some = slice(bounds[start], bounds[stop])
-        changed = z.index_select(0, images[some])
-        mine = changed.split(counts[start:stop]), terms[some].split(counts[start:stop]), weights[start:stop]
-        for parts in zip(*mine, strict=True):
-            first.subtract(*parts)
+        pairs = slice(bounds[start], bounds[stop])
+        changed = z.index_select(0, images[pairs])
+        of_units = changed.split(counts[start:stop]), terms[pairs].split(counts[start:stop]), weights[start:stop]
+        for z_k, d_k, weight_k in zip(*of_units, strict=True):
+            first.subtract(z_k, d_k, weight_k)
         if lonely:  # set, not reached by subtraction: else rounding decides between equal logits
-            changed[alone[some]] = first.constant
+            changed[alone[pairs]] = first.constant
         for link in rest:
             changed = link(changed)
         waiting.append(changed.T)  # (classes, pairs)
         bar.update((stop - start) * len(y))
-        if some.stop - scored >= SCORED or stop == len(counts):
-            these, scored = slice(scored, some.stop), some.stop
-            found = image_scores(torch.cat(waiting, 1).T, y.index_select(0, images[these]))
-            change.index_add_(0, units[these], (found - intact.index_select(1, images[these])).T.double())
+        if pairs.stop - scored >= SCORED or stop == len(counts):
+            pairs, scored = slice(scored, pairs.stop), pairs.stop
+            ablated = image_scores(torch.cat(waiting, 1).T, y.index_select(0, images[pairs]))
+            change.index_add_(0, units[pairs], (ablated - intact.index_select(1, images[pairs])).T.double())
             waiting = []
     return change.cpu()
 
@@ -172,7 +176,7 @@ def cumulative(
     Returns
     -------
     DataFrame
-        A row a point: order, n_ablated, fraction_ablated (of all units in `layers`), loss (nats), accuracy in [0, 1] (and
+        One row per point: order, n_ablated, fraction_ablated (of all units in `layers`), loss (nats), accuracy in [0, 1] (and
         accuracy_top5 from 100 classes on).
 
     Raises
@@ -190,15 +194,43 @@ def cumulative(
         at_once = max(1, MEMORY // sum(link.weight.nbytes for link in links)) if links else len(curves)
         sums = []
         for first in range(0, len(curves), at_once):
-            some = curves[first : first + at_once]
+            batch = curves[first : first + at_once]
             if links:
-                work = partial(_in_chain, links, [_sort(links, *curve) for curve in some])
+                work = partial(_in_chain, links, [_sort(links, *curve) for curve in batch])
             else:
-                work = partial(_in_any, clamp, _masks(cut, some))
+                work = partial(_in_any, clamp, _masks(cut, batch))
             sums.append(cut.total(partial(work, cut, bar, x, y), len(x), links))
     total = torch.cat(sums)
     check_scores(total[:1], "model")
     return where.assign(**score_columns(total, len(x), "value"))
+
+
+def sequences(units: Sequence[tuple[str, int]], orders: int | Sequence, seed: int) -> list[list[tuple[str, int]]]:
+    """Orders of units (layer, unit): as many random ones of all units as `orders` says, or the sequences it holds, checked."""
+    if isinstance(orders, int | np.integer):
+        streams = [(check_integer("seed", seed, 0), order) for order in range(check_integer("orders", orders, 1))]
+        return [[units[i] for i in np.random.default_rng(stream).permutation(len(units))] for stream in streams]
+    try:
+        given = [[(str(name), operator.index(unit)) for name, unit in sequence] for sequence in orders]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"orders: expected an integer >= 1 or a list of orders, each a sequence of (layer, unit), got {orders!r}"
+        ) from error
+    if not given:
+        raise ValueError("orders: expected at least one sequence of (layer, unit), got none")
+    known = set(units)
+    for sequence in given:
+        unknown = set(sequence) - known
+        if unknown or not sequence or len(set(sequence)) < len(sequence):
+            what = f"unknown unit {sorted(unknown)[0]}" if unknown else "an empty sequence or a unit named twice"
+            raise ValueError(f"orders: expected different units of {', '.join(dict(units))}, got {what}")
+    return given
+
+
+def points(n: int, steps: int) -> np.ndarray:
+    """Numbers of ablated units at which a curve is measured, from 0 to n."""
+    steps = min(check_integer("steps", steps, 1), n)  # more would repeat points
+    return np.unique(np.round(np.linspace(0, n, steps + 1)).astype(int))
 
 
 def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool = False) -> pd.Series:
@@ -216,7 +248,7 @@ def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool
     Returns
     -------
     Series
-        One area a curve, up to the curve's last point, indexed by `by`; NaN where `normalize` would divide by zero.
+        One area per curve, up to the curve's last point, indexed by `by`; NaN where `normalize` would divide by zero.
 
     Raises
     ------
@@ -283,7 +315,7 @@ def _masks(cut: Cut, curves) -> dict[str, torch.Tensor]:
 
 
 def _in_any(clamp, masks: dict[str, torch.Tensor], cut: Cut, bar, x, y, block: slice) -> torch.Tensor:
-    """Scores of a block of images at all points of all curves, (points, 2), in any network."""
+    """Scores of a block of images at all points of all curves, (points, S), in any network."""
     runs = run_ablated(cut, cut.start(x[block]), block, masks, clamp, bar)
     return torch.cat([scores(logits, y[block]) for logits in runs]).cpu()
 
@@ -291,48 +323,48 @@ def _in_any(clamp, masks: dict[str, torch.Tensor], cut: Cut, bar, x, y, block: s
 def run_ablated(cut: Cut, tail: Tail, block: slice, masks, clamp, bar) -> Iterator[torch.Tensor]:
     """Logits of a block of n images with one set of units after the other ablated; `masks` {layer: bool (sets, C)}.
 
-    The rest of the network is run for as many sets at once as the budget allows: yields (some sets, n, classes).
+    The rest of the network is run for as many sets at once as the budget allows: yields (sets, n, classes).
     """
     n = block.stop - block.start
     values = {name: value if len(value) == 1 else value[block] for name, value in clamp.items()}
     image = max(tail.largest, *(shape.numel() for shape in cut.shapes.values())) * 4  # bytes
     at_once = max(1, budget(cut.device) // (image * n)) if tail.repeats else 1
-    for some in zip(*(mask.split(at_once) for mask in masks.values()), strict=True):
-        now, copies = dict(zip(masks, some, strict=True)), len(some[0])
+    for sets in zip(*(mask.split(at_once) for mask in masks.values()), strict=True):
+        ablated, copies = dict(zip(masks, sets, strict=True)), len(sets[0])
 
-        def clamped(name: str, h: torch.Tensor, now=now, copies=copies) -> torch.Tensor:
-            mask = now[name].reshape(copies, 1, -1, *[1] * (h.ndim - 2))
+        def clamped(name: str, h: torch.Tensor, ablated=ablated, copies=copies) -> torch.Tensor:
+            mask = ablated[name].reshape(copies, 1, -1, *[1] * (h.ndim - 2))
             return torch.where(mask, values[name].to(h.dtype), h.unflatten(0, (copies, -1))).flatten(0, 1)
 
         yield tail(clamped, copies).unflatten(0, (copies, -1))
         bar.update(copies * n)
 
 
-def _in_chain(links: Sequence[Link], curves, cut: Cut, bar, x, y, block: slice) -> torch.Tensor:
+def _in_chain(links: Sequence[Link], curves: Sequence[Sorted], cut: Cut, bar, x, y, block: slice) -> torch.Tensor:
     """What `_in_any` gives, where the network above the lowest layer is a chain.
 
     The first link's z = constant + Σ_{k present} mix_k(d_k) loses the newly ablated units' terms only; d and the intact
     z are the same for all orders. The links above it have changed inputs, and run with the units present alone.
     """
     d = links[0].terms(cut.start(x[block], [links[0].layer]).h[links[0].layer])  # (n, C, ...)
-    each = [t.transpose(0, 1).contiguous() for t in (d, links[0].sum(d))]  # (C, n, ...) and (O, n, ...)
+    d_by_unit, z_by_output = (t.transpose(0, 1).contiguous() for t in (d, links[0].sum(d)))  # (C, n, ...), (O, n, ...)
     found = []
     for channels, present, (first, *rest) in curves:
-        own, z = (t[these].transpose(0, 1) for t, these in zip(each, channels, strict=False))
-        before = anew = d.shape[1]
-        silent = _first_active(own)
-        last = int(silent.max())
-        for now, outputs, *above in present:
-            if now <= anew / 4:  # sum anew, lest rounding errors outgrow what is left
-                anew, z = now, first.sum(own[:, :now], outputs).clone()
-            elif now < before and outputs != 0:
-                first.subtract(z[:, :outputs], own[:, now:before], first.weight[:outputs, now:before])
-            before = now
+        own, z = (t[kept].transpose(0, 1) for t, kept in zip((d_by_unit, z_by_output), channels, strict=False))
+        before = summed = d.shape[1]  # units present at the point before, and when z was last summed
+        alive_from = _first_active(own)  # with fewer units present, an image has none that is active
+        last = int(alive_from.max())
+        for units, outputs, *above in present:
+            if units <= summed / 4:  # sum anew, lest rounding errors outgrow what is left
+                summed, z = units, first.sum(own[:, :units], outputs).clone()
+            elif units < before and outputs != 0:
+                first.subtract(z[:, :outputs], own[:, units:before], first.weight[:outputs, units:before])
+            before = units
             a = z[:, :outputs]
-            if now <= last:  # here, too
-                a[silent >= now] = first.constant[:, :outputs]
-            for link, kept, outs in zip(rest, [outputs, *above], above, strict=False):
-                a = link(a, kept, outs)
+            if units <= last:  # set, not reached by subtraction, as in `_without_terms`
+                a[alive_from >= units] = first.constant[:, :outputs]
+            for link, inputs, outs in zip(rest, [outputs, *above], above, strict=False):
+                a = link(a, inputs, outs)
             found.append(scores(a, y[block]))
             bar.update(len(a))
     return torch.stack(found).cpu()
@@ -344,18 +376,15 @@ def _first_active(d: torch.Tensor) -> torch.Tensor:
     return torch.where(active.any(1), active.byte().argmax(1), d.shape[1])
 
 
-def _sort(links: Sequence[Link], times: Mapping[str, np.ndarray], at: Sequence[int]):
-    """A chain with its channels sorted by when they are ablated, the last ones first: those present always come first.
+class Sorted(NamedTuple):
+    """A chain with its channels sorted by when they are ablated, the last ones first: those present always come first."""
 
-    Returns
-    -------
-    channels : list of Tensor
-        The sorted channels of every link, and of the logits.
-    present : list of list of int
-        At each point how many of each of these are present.
-    links : list of Link
-        With weights, values and constants sorted so.
-    """
+    channels: list[torch.Tensor]  # of every link, and of the logits
+    present: list[list[int]]  # at each point, how many of each of these
+    links: list[Link]  # with weights, values and constants sorted so
+
+
+def _sort(links: Sequence[Link], times: Mapping[str, np.ndarray], at: Sequence[int]) -> Sorted:
     widths = [(link.layer, link.shape[0]) for link in links] + [(None, len(links[-1].weight))]  # no logit is ablated
     times = [times.get(layer, np.full(width, at[-1])) for layer, width in widths]
     channels = [torch.from_numpy(np.argsort(-t, kind="stable")).to(links[0].weight.device) for t in times]
@@ -369,4 +398,4 @@ def _sort(links: Sequence[Link], times: Mapping[str, np.ndarray], at: Sequence[i
         )
         for link, own, above in zip(links, channels[:-1], channels[1:], strict=True)
     ]
-    return channels, present, links
+    return Sorted(channels, present, links)

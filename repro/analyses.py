@@ -18,17 +18,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from repro import ablation, beyond, data, noise, selectivity, units
+from repro.checks import check_images, check_integer, check_integers, check_labels, is_integer
 from repro.data import Dataset
-from repro.evaluation import (
-    check_images,
-    check_integer,
-    check_integers,
-    check_labels,
-    evaluating,
-    is_integer,
-    score_columns,
-    scores,
-)
+from repro.evaluation import evaluating, score_columns, scores
 from repro.graph import warned
 
 IMAGES = ("model", "x", "y", "x_test", "y_test", "x_fit")  # what an analysis is handed, beside its options
@@ -111,8 +103,8 @@ def measure_model(
     Returns
     -------
     dict of str to DataFrame
-        Analysis to its table, with the columns network, model (the class of the model), dataset, and <analysis>_on, as
-        `measure` has it.
+        Analysis to its table, with the columns network, model (the class of the model), dataset, classes (their number), and
+        <analysis>_on, as in `measure`.
 
     Raises
     ------
@@ -143,7 +135,7 @@ def each_table(model, data, analyses, layers=None, outputs=None, images=None) ->
         each = ", ".join(f"{name} {_duration(some)}" for name, some in seconds.items())
         tqdm.write(f"this takes at most {_duration(sum(seconds.values()))} ({each})", file=sys.stderr)
     kind = type(model).__name__
-    origin = {"network": kind, "model": kind, "dataset": dataset.name}
+    origin = {"network": kind, "model": kind, "dataset": dataset.name, "classes": len(dataset.classes)}
     for name in sorted(wanted, key=lambda name: name not in CHOOSY):
         function, options = ANALYSES[name].function, wanted[name]
         if "layers" in inspect.signature(function).parameters:

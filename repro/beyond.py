@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from repro import ablation, selectivity
-from repro.evaluation import check_integer, check_scores, evaluating, points, score_columns, scores
+from repro.ablation import points
+from repro.checks import check_integer
+from repro.evaluation import check_scores, evaluating, score_columns, scores
 from repro.graph import warned
 from repro.units import Cut, prepare
 from repro.values import clamp_values
@@ -222,7 +224,7 @@ def projections(
     with evaluating(model), progress(total=orders * len(at) * len(x), desc="random directions") as bar:
 
         def work(block: slice) -> torch.Tensor:
-            """Scores of a block of images at all points of all curves: (points, 2)."""
+            """Scores of a block of images at all points of all curves: (points, S)."""
             tail, found = cut.start(x[block]), []
             for turned in bases:
                 for n in at:

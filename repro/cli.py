@@ -340,8 +340,8 @@ def measure_own(options) -> int:
 
     from repro import summary
     from repro.analyses import ANALYSES, each_table
+    from repro.checks import check_model
     from repro.data import Dataset
-    from repro.evaluation import check_model
 
     device = _device(options)
     _check_folder(options.out)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from repro.evaluation import check_integer, is_integer, is_number
+from repro.checks import check_integer, is_integer, is_number
 
 IDX = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
 TORCHVISION = {  # its class, and the files that it looks for

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from repro import data, store
 from repro.analyses import ANALYSES, SPLITS, check_count, check_options, check_written, images_in_words, plain, some_of
 from repro.analyses import measure_model as measure_model  # of a network without a recipe
-from repro.evaluation import is_integer
+from repro.checks import is_integer
 from repro.recipe import FORMAT, Recipe, build, digest, key, training_set
 from repro.training import Group, Run, device, together
 

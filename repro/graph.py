@@ -26,7 +26,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from repro.evaluation import BATCH_NORM, kept
+from repro.checks import BATCH_NORM
+from repro.evaluation import restored
 
 NONLINEARITIES = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -240,7 +241,7 @@ class Graph:
         tracer = _tracer()
         _, *others = inspect.signature(model.forward).parameters.values()
         defaults = {other.name: other.default for other in others if other.default is not other.empty}
-        with kept(model), _lengths_recorded(model):
+        with restored(model), _lengths_recorded(model):
             self.model, graph = model, tracer.trace(model, defaults)  # which leaves constants on the model
             constants = [node for node in graph.nodes if node.op == "get_attr"]
             self.constants = {node: operator.attrgetter(node.target)(model) for node in constants}

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from repro.evaluation import is_integer, is_number
+from repro.checks import is_integer, is_number
 
 MOST, MOST_WEIGHTS = 2**20, 2**32  # units of a layer, weights of a network: beyond, a number was mistyped
 CHANNELS = (64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512)

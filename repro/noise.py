@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from repro.evaluation import check_integer, check_scales, check_scores, evaluating, score_columns, scores
+from repro.checks import check_integer, check_scales
+from repro.evaluation import check_scores, evaluating, score_columns, scores
 from repro.units import Cut, Link, prepare
 from repro.values import clamp_values, standard_deviations
 from repro.work import progress
@@ -68,7 +69,7 @@ def sweep(
         begin = partial(_in_chain, links) if linear else _in_any
 
         def work(block: slice) -> torch.Tensor:
-            """Scores of a block of images, (repeats · scales, 2)."""
+            """Scores of a block of images, (repeats · scales, S)."""
             noisy, found = begin(cut, x[block]), []
             for repeat in range(repeats):
                 for logits in noisy(_draw(cut, spread, block, (int(seed), repeat)), scales):

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from repro import data, models
-from repro.evaluation import is_integer, is_number
+from repro.checks import is_integer, is_number
 
 FORMAT = 1  # raise when the same recipe begins to mean another network
 STREAMS = ("init", "order", "labels", "dropout")

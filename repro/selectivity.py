@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from repro.evaluation import check_integer, check_labels, evaluating
+from repro.checks import check_integer, check_labels
+from repro.evaluation import evaluating
 from repro.units import prepare
 from repro.values import activations, over_positions
 from repro.work import progress

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from repro import data
-from repro.evaluation import BATCH_NORM, whole_products
+from repro.checks import BATCH_NORM
+from repro.evaluation import full_precision
 from repro.recipe import SCHEDULES, Recipe, build, training_set
 
 COMPILED = 2000  # steps of training from which on a GPU compiles a network: an estimate, never timed
@@ -192,7 +193,7 @@ class Group:
             orders = list(pool.map(lambda recipe: _order(recipe, self.epoch, len(self.x)), self.recipes))
         orders = torch.stack(orders).to(self.device)
         steps = len(self.x) // size
-        with whole_products(), torch.enable_grad():
+        with full_precision(), torch.enable_grad():
             for step in range(steps):
                 batch = orders[:, step * size : (step + 1) * size]  # (members, batch)
                 labels = self.y.gather(1, batch)
@@ -315,7 +316,7 @@ def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with whole_products():
+        with full_precision():
             yield
     finally:
         torch.set_num_threads(threads)
@@ -329,7 +330,7 @@ def fastest():
     torch.backends.cudnn.benchmark = True
     try:
         # One process trains networks of many shapes; torch stops compiling after the eighth.
-        with whole_products(), torch._dynamo.config.patch(suppress_errors=True, recompile_limit=64):
+        with full_precision(), torch._dynamo.config.patch(suppress_errors=True, recompile_limit=64):
             yield
     finally:
         torch.backends.cudnn.benchmark = before

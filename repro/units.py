@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from repro.evaluation import check_images, check_labels, check_layers, check_model, evaluating
+from repro.checks import check_images, check_labels, check_layers, check_model
+from repro.evaluation import evaluating
 from repro.graph import Edit, Graph, Step, Tail, program
 from repro.work import budget, summed
 

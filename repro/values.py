@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
-from repro.evaluation import check_fit, check_value
+from repro.checks import check_fit, check_value
 from repro.units import Cut
 from repro.work import progress
 

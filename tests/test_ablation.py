@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from repro import ablation, evaluation, models, units
+from repro import ablation, models, units
 from tests import networks, plain
 
 EVERY = {name: rest for name, *rest in networks.every()}
@@ -49,7 +49,7 @@ def test_cumulative_equals_the_plain_loop(name, value):
     layers = list(units.Cut(model, x).layers)[-3:]
     found = units.Cut(model, x, layers).layers
     ours = ablation.cumulative(model, x, y, layers, orders=2, steps=6, value=value, seed=3)
-    sequences = evaluation.sequences(units.Cut(model, x, layers).units, 2, 3)
+    sequences = ablation.sequences(units.Cut(model, x, layers).units, 2, 3)
     counts = sorted(ours.n_ablated.unique())
     theirs = plain.cumulative(model, x, y, found, sequences, counts, value)
     assert (ours.order.to_numpy() == theirs.order.to_numpy()).all()
@@ -72,7 +72,7 @@ def test_any_mlp(widths, n, steps, value, seed):
         value = {name: torch.randn(k, generator=torch.Generator().manual_seed(seed)) for name, k in layers.items()}
     close(ablation.single_unit(model, x, y, value=value), plain.single_unit(model, x, y, layers, value))
     ours = ablation.cumulative(model, x, y, orders=1, steps=steps, value=value, seed=seed)
-    sequence = evaluation.sequences(units.Cut(model, x).units, 1, seed)[0]
+    sequence = ablation.sequences(units.Cut(model, x).units, 1, seed)[0]
     theirs = plain.cumulative(model, x, y, layers, [sequence], list(ours.n_ablated), value)
     close(ours, theirs)
 
@@ -91,7 +91,7 @@ def test_any_convnet(channels, strides, batch_norm, value, seed):
     layers = units.Cut(model, x).layers
     close(ablation.single_unit(model, x, y, value=value), plain.single_unit(model, x, y, layers, value))
     ours = ablation.cumulative(model, x, y, orders=1, steps=7, value=value, seed=seed)
-    sequence = evaluation.sequences(units.Cut(model, x).units, 1, seed)[0]
+    sequence = ablation.sequences(units.Cut(model, x).units, 1, seed)[0]
     theirs = plain.cumulative(model, x, y, layers, [sequence], list(ours.n_ablated), value)
     close(ours, theirs)
 
@@ -101,7 +101,7 @@ def test_orders_are_different_ones_of_the_units_of_all_layers():
     curves = ablation.cumulative(model, x, y, orders=3, steps=20)
     assert len({tuple(curve.loss) for _, curve in curves.groupby("order")}) == 3
     every = units.Cut(model, x).units
-    orders = evaluation.sequences(every, 50, 0)
+    orders = ablation.sequences(every, 50, 0)
     assert all(sorted(order) == sorted(every) for order in orders)
     first = pd.Series([order[0][0] for order in orders]).value_counts()  # a layer has its share of the first places
     assert first["relu1"] > first["relu4"] > 0 and len(first) == 4
@@ -173,7 +173,7 @@ def test_equal_logits_stay_equal_where_all_that_is_left_is_silent(widths):
     x, y = torch.randn(300, 16, generator=generator), torch.arange(300) % 5
     model = models.mlp(16, widths, 5).eval()  # biases start at zero
     layers = dict(units.unit_layers(model, x))
-    orders = evaluation.sequences([(name, k) for name, n in layers.items() for k in range(n)], 3, 0)
+    orders = ablation.sequences([(name, k) for name, n in layers.items() for k in range(n)], 3, 0)
     curves = ablation.cumulative(model, x, y, orders=orders, steps=40)
     counts = curves.n_ablated.unique()
     assert curves.accuracy.tolist() == pytest.approx(plain.cumulative(model, x, y, layers, orders, counts).accuracy)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from repro import ablation, beyond, claims, data, evaluation, experiment, models, noise, selectivity, training, units
+from repro import ablation, beyond, claims, data, experiment, models, noise, selectivity, training, units
 from repro.recipe import STREAMS, Recipe
 
 CHANNELS, STRIDES = (64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512), (1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
@@ -105,7 +105,7 @@ def test_what_a_seed_stands_for_stays_what_it_is():
     assert training._order(Recipe("digits"), 1, 8).tolist() == [0, 1, 3, 4, 7, 2, 5, 6]
     assert data.load("digits").subset(12).y_train.tolist() == [3, 8, 6, 5, 7, 6, 1, 6, 6, 9, 8, 4]
     assert data.shuffle_labels(torch.arange(12), 0.5, 3).tolist() == [2, 7, 11, 3, 4, 5, 6, 10, 8, 9, 1, 0]
-    orders = evaluation.sequences([("a", unit) for unit in range(8)], 2, seed=5)
+    orders = ablation.sequences([("a", unit) for unit in range(8)], 2, seed=5)
     assert [[unit for _, unit in order] for order in orders] == [[1, 4, 2, 3, 7, 5, 6, 0], [4, 2, 5, 0, 7, 6, 3, 1]]
 
 

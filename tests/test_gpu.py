@@ -10,7 +10,7 @@ import torch
 
 from repro import data, experiment, models, noise, training, units
 from repro.analyses import ANALYSES
-from repro.evaluation import PRODUCTS, whole_products
+from repro.evaluation import PRODUCTS, full_precision
 from repro.training import Group, Recipe, Run, fastest
 from tests import networks
 from tests.pretended import GPU, gpu
@@ -120,7 +120,7 @@ def test_experiment(monkeypatch, tmp_path):
     for module in (training, experiment):
         monkeypatch.setattr(module, "device", lambda: GPU)
     monkeypatch.setattr(experiment, "SAVE_EVERY", 0)
-    with gpu(), whole_products():
+    with gpu(), full_precision():
         found = [call() for call in calls]
     for table, other in zip(found, expected, strict=True):
         device = next(name for name in table if name.endswith("_device"))
@@ -179,7 +179,7 @@ def test_precision_is_given_back(asked):
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     before = [kind.fp32_precision for kind in PRODUCTS]
     try:
-        with pytest.raises(ZeroDivisionError), whole_products():
+        with pytest.raises(ZeroDivisionError), full_precision():
             assert {kind.fp32_precision for kind in PRODUCTS} == {"ieee"}
             assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
             raise ZeroDivisionError
@@ -194,7 +194,7 @@ def test_precisions_that_the_older_switch_cannot_tell_are_given_back():
     before = [kind.fp32_precision for kind in matmul]
     try:
         matmul[0].fp32_precision, matmul[1].fp32_precision = "tf32", "bf16"
-        with whole_products():
+        with full_precision():
             assert [kind.fp32_precision for kind in matmul] == ["ieee", "ieee"]
         assert [kind.fp32_precision for kind in matmul] == ["tf32", "bf16"]
     finally:

@@ -172,7 +172,7 @@ def compare(model, x, y, layers=None):
             (ablation.single_unit(model, x, y, layers, value), plain.single_unit(model, x.clone(), y, found, value)),
         ]
         curves = ablation.cumulative(model, x, y, layers, orders=2, steps=5, value=value)
-        sequences = evaluation.sequences(units.Cut(model, x, layers).units, 2, 0)
+        sequences = ablation.sequences(units.Cut(model, x, layers).units, 2, 0)
         counts = curves[curves.order == 0].n_ablated.tolist()
         pairs.append((curves, plain.cumulative(model, x.clone(), y, found, sequences, counts, value)))
         for ours, theirs in pairs:

@@ -160,6 +160,7 @@ def test_the_citation_is_of_this_version_and_of_the_paper():
 
 # Lowest first: a module imports lower ones only.
 ORDER = [
+    "checks",
     "evaluation",
     "data",
     "models",

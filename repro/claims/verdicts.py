@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from repro.checks import check_integer
 from repro.claims.statistics import Bootstrap
 from repro.data import short_name
-from repro.evaluation import check_integer
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
 HOW = (

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import traitlets
 
-from repro import data, evaluation, experiment, units
+from repro import ablation, data, experiment, units
+from repro.evaluation import evaluating
 from repro.models import ABLATED_LAYERS
 from repro.recipe import Recipe, training_set
 from repro.widgets.diagram import Diagram, check_grey, module, pack
@@ -119,8 +120,8 @@ def answers(
     """
     cut = units.Cut(model, x, layers)
     said = []
-    with evaluation.evaluating(model):
-        for sequence in evaluation.sequences(cut.units, orders, seed=0):
+    with evaluating(model):
+        for sequence in ablation.sequences(cut.units, orders, seed=0):
             for n in counts:
                 kept = {name: torch.ones(size) for name, size in cut.layers.items()}
                 for name, unit in sequence[:n]:
