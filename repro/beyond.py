@@ -16,7 +16,7 @@ from torch import nn
 
 from repro import ablation, selectivity
 from repro.ablation import points
-from repro.checks import check_integer
+from repro.checks import check_integer, check_table
 from repro.evaluation import check_scores, evaluating, score_columns, scores
 from repro.graph import warned
 from repro.units import Cut, prepare
@@ -115,7 +115,7 @@ def class_drops(
 
 
 def class_damage(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a unit from one row a unit and class, of many networks.
+    """One row per unit from one row per unit and class, of many networks.
 
     Parameters
     ----------
@@ -127,8 +127,14 @@ def class_damage(table: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         With largest_drop, that of a class's accuracy, preferred_drop, that of the unit's preferred class (NaN for dead
         units), and drop, of all images' accuracy; drops are positive. Other columns stay.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing.
     """
     keys = ["network", "layer", "unit"]
+    check_table(table, *keys, "class", "share", "delta_accuracy", "preferred_class")
     table = table.assign(largest_drop=-table["delta_accuracy"], drop=-table["delta_accuracy"] * table["share"])
     table["preferred_drop"] = table["largest_drop"].where(table["class"] == table["preferred_class"])
     how = {"largest_drop": "max", "preferred_drop": "max", "drop": "sum"}

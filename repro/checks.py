@@ -138,6 +138,19 @@ def check_value(value, name: str, shape: torch.Size, dtype: torch.dtype) -> torc
     return value.reshape((1, *value.shape) + (1,) * (len(shape) - value.ndim))
 
 
+def check_table(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """A DataFrame that has these columns."""
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"table: expected a DataFrame, got {type(table).__name__}")
+    for column in columns:
+        if not isinstance(column, str):
+            raise ValueError(f"table: expected the names of its columns, got {column!r}")
+        if column not in table:
+            found = ", ".join(map(str, table.columns))
+            raise ValueError(f"table: expected a column {column!r}, found {found}")
+    return table
+
+
 def check_scales(scales) -> list[float]:
     """Finite numbers >= 0, at least one."""
     if isinstance(scales, np.ndarray | pd.Series) or _is_dense(scales):

@@ -438,7 +438,7 @@ def look_after_store(options) -> int:
         keeping.remove([entry for entry in sound if entry not in referred], options.yes)
     else:
         print(f"{len(sound)} files whole, {damaged} damaged in {store.root()}")
-        keeping.count_orphans(sound)
+        keeping.report_orphans(sound)
     return 1 if damaged else 0
 
 

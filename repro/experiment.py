@@ -32,8 +32,7 @@ from tqdm.auto import tqdm
 from repro import data, store
 from repro.analyses import ANALYSES, SPLITS, check_count, check_options, check_written, images_in_words, plain, some_of
 from repro.analyses import measure_model as measure_model  # of a network without a recipe
-from repro.checks import is_integer
-from repro.recipe import FORMAT, Recipe, build, digest, key, training_set
+from repro.recipe import FORMAT, Recipe, build, check_recipes, digest, key, training_set
 from repro.training import Group, Run, device, together
 
 AT_ONCE = 64  # networks that train together on a GPU
@@ -224,7 +223,7 @@ class _Wanted:
 
 
 def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> None:
-    _check_recipes("recipes", recipes, epochs or [], "epochs")
+    check_recipes("recipes", recipes, epochs or [], "epochs")
     if not isinstance(split, str) or split not in SPLITS:
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
     if not isinstance(compute, str) or compute not in ("missing", "nothing"):
@@ -238,15 +237,6 @@ def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> 
 def _snapshot(recipe: Recipe, epoch: int | None) -> int | None:
     """The epoch as files are named by it: None at the end of training, so that the last snapshot is the network itself."""
     return None if epoch == recipe.epochs else epoch
-
-
-def _check_recipes(argument: str, recipes: Sequence, epochs: Sequence, named: str) -> None:
-    """Recipes, at least one, and epochs that all of them have."""
-    if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
-        raise ValueError(f"{argument}: expected {'a' if argument == 'recipe' else 'at least one'} Recipe")
-    for recipe, epoch in itertools.product(recipes, epochs):
-        if not is_integer(epoch) or not 0 <= epoch <= recipe.epochs:
-            raise ValueError(f"{named}: expected integers from 0 to {recipe.epochs}, got {epoch!r}")
 
 
 # Computing what is missing --------------------------------------------------------------------------------------------
@@ -401,7 +391,7 @@ def _tell(what: str, number: int) -> None:
 @torch.inference_mode(False)  # it may have to be trained, or is to be
 def network(recipe: Recipe, epoch: int | None = None) -> nn.Module:
     """The network of a recipe, read from the store or trained now; `epoch`: as it was after so many epochs."""
-    _check_recipes("recipe", [recipe], [] if epoch is None else [epoch], "epoch")
+    check_recipes("recipe", [recipe], [] if epoch is None else [epoch], "epoch")
     epoch = _snapshot(recipe, epoch)
     with store.lock(recipe.key):
         return _networks(recipe, [epoch])[epoch]

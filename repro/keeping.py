@@ -36,8 +36,8 @@ def described(entry: store.Entry) -> str:
 
 
 def merge(files: set[Path], fresh: Path, final: Path) -> None:
-    """Let files of a fresh store replace those of another. Where a network came out differently, as on another machine, what
-    was made of the old one is not kept beside the new one. What another, interrupted run left in the fresh store stays."""
+    """Let files of a fresh store replace those of another. Where a network came out differently, as on another machine, all
+    that was made of the old one is deleted. What another, interrupted run left in the fresh store stays."""
     changed = {_key(entry) for entry in map(store.read_entry, files) if _differs(entry, final)}
     stale = []
     if changed:
@@ -90,7 +90,8 @@ def _differs(entry: store.Entry, final: Path) -> bool:
         return True
 
 
-def count_orphans(entries: list[store.Entry]) -> None:
+def report_orphans(entries: list[store.Entry]) -> None:
+    """Say how many tables are of networks that the store lacks."""
     there = {_key(entry) for entry in entries if entry.path.parent.name == "checkpoints"}
     alone = [entry for entry in entries if entry.path.parent.name == "results" and _key(entry) not in there]
     if alone:

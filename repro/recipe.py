@@ -8,10 +8,11 @@ state optimizer, learning rate or batch size; they are fields like the others.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -200,3 +201,14 @@ def build(recipe: Recipe) -> nn.Module:
         recipe.init,
         recipe.stream("init"),
     )
+
+
+def check_recipes(argument: str, recipes: Sequence, epochs: Sequence = (), named: str = "epochs") -> None:
+    """Recipes, at least one, and epochs that all of them have."""
+    wrong = [recipe for recipe in recipes if not isinstance(recipe, Recipe)]
+    if wrong or not recipes:
+        number = "at least one" if argument == "recipes" else "a"
+        raise ValueError(f"{argument}: expected {number} Recipe, got {repr(wrong[0])[:100] if wrong else 'none'}")
+    for recipe, epoch in itertools.product(recipes, epochs):
+        if not is_integer(epoch) or not 0 <= epoch <= recipe.epochs:
+            raise ValueError(f"{named}: expected integers from 0 to {recipe.epochs}, got {epoch!r}")

@@ -15,7 +15,7 @@ from string import Template
 from PIL import Image
 
 from repro import notebooks, store, widgets
-from repro.claims.verdicts import BEFOREHAND, FEW, HINDSIGHT, HOW
+from repro.claims.verdicts import BEFOREHAND, FEW, HINDSIGHT, HOW, minus
 from repro.recipe import Recipe
 from repro.widgets.diagram import HERE, Diagram, module, style
 
@@ -168,14 +168,12 @@ def _table(verdicts: list[dict], label: str, about: str) -> str:
     )
 
 
-def _effects(effects: list[dict], most: int = FEW) -> str:
+def _effects(effects: list[dict]) -> str:
     """What the verdict rests on; a long list is folded."""
     lines = [f"<div>{_effect(effect)}</div>" for effect in effects if effect["judged"]]
-    if len(lines) <= most + 1:
+    if len(lines) <= FEW + 1:
         return "".join(lines)
-    return (
-        f"{''.join(lines[:most])}<details><summary>{len(lines) - most} more</summary>{''.join(lines[most:])}</details>"
-    )
+    return f"{''.join(lines[:FEW])}<details><summary>{len(lines) - FEW} more</summary>{''.join(lines[FEW:])}</details>"
 
 
 def _effect(effect: dict) -> str:
@@ -184,7 +182,7 @@ def _effect(effect: dict) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}".replace("-", "−")
+    return "–" if value is None else minus(f"{value:.3g}")
 
 
 def _figures(folder: Path) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from repro import plots, store
 from repro.ablation import auc
-from repro.claims.statistics import spearman
+from repro.claims.verdicts import minus
 
 LAYOUTS = {1: "a", 2: "ab", 3: "abc", 4: "ab;cd"}
 LISTED = 10  # units named on the page
@@ -97,13 +97,12 @@ def numbers(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
             found["class selectivity, median"] = f"{units.selectivity.median():.3f}"
             found["mutual information, median"] = f"{units[~units.dead].mutual_information.median():.3f} bits"
     if (both := _both(tables)) is not None:
-        units = both.dropna(subset="selectivity")
-        found["Spearman ρ of selectivity and importance"] = f"{spearman(units.selectivity, units.delta_loss):.2f}"
-        each = units.groupby("layer")[["selectivity", "delta_loss"]].apply(
-            lambda u: spearman(u.selectivity, u.delta_loss)
-        )
-        found["the same within a layer, mean over layers"] = f"{each.mean():.2f}"
-    return {what: value.replace("-", "−") for what, value in found.items()}
+        for what, by in (
+            ("Spearman ρ of selectivity and importance", "network"),
+            ("the same within a layer, mean over layers", "layer"),
+        ):
+            found[what] = f"{plots.rank_correlations(both, 'selectivity', by=by).rho.mean():.2f}"
+    return {what: minus(value) for what, value in found.items()}
 
 
 def _mean(areas: pd.Series) -> str:

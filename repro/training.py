@@ -23,10 +23,10 @@ from tqdm.auto import tqdm
 from repro import data
 from repro.checks import BATCH_NORM
 from repro.evaluation import full_precision
-from repro.recipe import SCHEDULES, Recipe, build, training_set
+from repro.recipe import SCHEDULES, Recipe, build, check_recipes, training_set
 
 COMPILED = 2000  # steps of training from which on a GPU compiles a network: an estimate, never timed
-SILENT = 1e-3  # added to the denominator of selectivity in the loss: units whose mean activation is far below it count as dead
+EPSILON = 1e-3  # added to the denominator of selectivity in the loss: units whose mean activation is far below it count as dead
 
 
 def device() -> torch.device:
@@ -287,7 +287,7 @@ def mean_selectivity(hidden: Sequence[torch.Tensor], y: torch.Tensor) -> torch.T
         means = members.T @ h  # (classes, C)
         largest = means.amax(0)
         others = (means.sum(0) - largest) / (len(means) - 1)
-        layers.append(((largest - others) / (largest + others + SILENT)).mean())
+        layers.append(((largest - others) / (largest + others + EPSILON)).mean())
     return torch.stack(layers).mean()
 
 
@@ -356,8 +356,7 @@ def train(recipe: Recipe) -> nn.Module:
     FloatingPointError
         If training diverges.
     """
-    if not isinstance(recipe, Recipe):
-        raise ValueError(f"recipe: expected a Recipe, got {recipe!r:.100}")
+    check_recipes("recipe", [recipe])
     run = Run(recipe)
     with tqdm(total=recipe.epochs, unit="epoch", desc=recipe.model, delay=2) as bar:
         while not run.done:
@@ -368,12 +367,13 @@ def train(recipe: Recipe) -> nn.Module:
 
 
 @torch.inference_mode(False)
-def estimate(recipe: Recipe, steps: int = 3) -> float:
+def estimate(recipe: Recipe) -> float:
     """Roughly how long training takes here, in seconds: a few steps on a slice of the data set, scaled."""
+    check_recipes("recipe", [recipe])
     n_train = len(data.load(recipe.dataset).subset(recipe.n_train).y_train)
     if recipe.epochs == 0:
         return 0.0
-    slice_ = min(n_train, recipe.batch_size * steps)
+    slice_ = min(n_train, recipe.batch_size * 3)
     run = Run(replace(recipe, n_train=slice_, epochs=2))
     run.advance()  # warm-up
     start = time.perf_counter()

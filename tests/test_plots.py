@@ -214,7 +214,7 @@ FIGURES = {
     "fig4": {
         "a": ("MLP over training", lambda ax: plots.training(ax, run())),
         "b": ("ConvNet over training", lambda ax: plots.auc_against(ax, run(), "test_loss", hue="epoch")),
-        "c": ("Sweep", lambda ax: plots.auc_against(ax, sweep(), "test_accuracy", lines=True)),
+        "c": ("Sweep", lambda ax: plots.auc_against(ax, sweep(), "test_accuracy")),
     },
     "fig5": {
         "a": (

@@ -25,7 +25,7 @@ from repro.claims.tables import (
     spelled,
     with_arms,
 )
-from repro.claims.verdicts import Effect, claim, grade, two
+from repro.claims.verdicts import Effect, claim, grade, minus, two
 
 ZHOU = "later work: Zhou, Sun, Bau, Torralba 2018"
 AMJAD = "later work: Amjad, Liu, Geiger 2018"
@@ -129,7 +129,7 @@ def _x3(table, boot):
     for alpha in sorted(set(arms) - {0}):
         for name, values in (("mean selectivity", selectivity), ("test accuracy", accuracy)):
             judged = (alpha, name) in ((-1, "mean selectivity"), (-1, "test accuracy"), (1, "test accuracy"))
-            what = f"{name}, α = {alpha:g} less α = 0".replace("-", "−")
+            what = minus(f"{name}, α = {alpha:g} less α = 0")
             effects[alpha, name] = Effect.of(what, values[alpha] - values[0], judged)
     lowered = effects[-1, "mean selectivity"].below(0) and effects[-1, "test accuracy"].above(-0.01)
     verdict = two(lowered, effects[1, "test accuracy"].below(0))
@@ -339,7 +339,7 @@ def _differing(values, boot, arms=None):
 def _dead_notes(table, column, form):
     """The share of dead units, which are left out, at every level of a column."""
     dead = table["selectivity"].isna().groupby(table[column]).mean()
-    shares = ", ".join(f"{share:.1%} at {form.format(level)}".replace("-", "−") for level, share in dead.items())
+    shares = ", ".join(minus(f"{share:.1%} at {form.format(level)}") for level, share in dead.items())
     return [f"dead units, left out: {shares}"]
 
 

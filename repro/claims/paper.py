@@ -320,7 +320,7 @@ def _ca2(table, boot):
     return [effect], grade(effect.above(0.5), effect.above(0)), notes
 
 
-@claim("CA3", "A3a-b", "model", "layer", "unit", "selectivity", "l1_norm")
+@claim("CA3", "A3a-b", "model", "layer", "unit", "selectivity", "l1_norm", same_epochs=False)
 def _ca3(table, boot):
     """Selectivity has no relation to a filter's L1 norm on ImageNet and a negative one on CIFAR-10.
 
@@ -427,6 +427,8 @@ def best_and_worst(table):
     networks = networks_of(table, "train_accuracy", "test_accuracy")
     error = (networks["train_accuracy"] - networks["test_accuracy"]).round(9).sort_values(kind="stable")
     k = min(5, len(error) // 2)
+    if not k:
+        raise ValueError("table: needs at least two networks, the best and the worst, got one")
     return error.index[error <= error.iloc[k - 1]], error.index[error >= error.iloc[len(error) - k]]
 
 

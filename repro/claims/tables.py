@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from repro.ablation import auc
+from repro.checks import check_table
 from repro.claims.statistics import counted_spearman, mean_over
 
 CURVE = ("order", "fraction_ablated", "accuracy")  # columns of a cumulative ablation curve
@@ -11,7 +12,7 @@ CURVE = ("order", "fraction_ablated", "accuracy")  # columns of a cumulative abl
 
 def networks_of(table, *columns):
     """One row a network, in the table's order, of columns that must be constant within each."""
-    groups = table.groupby("network", sort=False)[list(columns)]
+    groups = check_table(table, "network", *columns).groupby("network", sort=False)[list(columns)]
     varying = groups.nunique(dropna=False).gt(1).any()
     if varying.any():
         raise ValueError(f"table: expected one value a network in {', '.join(varying.index[varying])}")

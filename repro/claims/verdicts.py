@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from repro.checks import check_integer
+from repro.checks import check_integer, check_table
 from repro.claims.statistics import Bootstrap
 from repro.data import short_name
 
@@ -112,7 +112,7 @@ def _brief(effects):
 def _more(effects):
     """How many effects are left, and how far their estimates reach."""
     low, high = (pick(effect.estimate for effect in effects) for pick in (min, max))
-    return f"{len(effects)} more, {low:.3g} to {high:.3g}".replace("-", "−")
+    return minus(f"{len(effects)} more, {low:.3g} to {high:.3g}")
 
 
 def scorecard(verdicts: Iterable[Verdict | dict]) -> str:
@@ -158,6 +158,7 @@ class Claim:
     paper: str
     columns: tuple[str, ...]  # what its table needs beside `network`
     per_dataset: bool  # the rule is for one data set at a time
+    same_epochs: bool  # networks that did not train equally long deserve a note
     judge: Callable  # (table, bootstrap) -> (effects, verdict, notes)
 
 
@@ -167,12 +168,13 @@ LABELS = {"layer", "unit", "class", "order", "repeat", "value", "model", "datase
 SHARES = {"accuracy", "train_accuracy", "test_accuracy", "fraction_ablated", "corruption", "dropout"}  # from 0 to 1
 
 
-def claim(claim_id, panel, *columns, paper="", per_dataset=False):
+def claim(claim_id, panel, *columns, paper="", per_dataset=False, same_epochs=True):
     """Register a judge, whose docstring is the claim's statement and, in a second paragraph, its rule."""
 
     def register(judge):
         statement, _, rule = inspect.getdoc(judge).partition("\n\n")
-        CLAIMS[claim_id] = Claim(statement, " ".join(rule.split()), panel, paper, columns, per_dataset, judge)
+        rule = " ".join(rule.split())
+        CLAIMS[claim_id] = Claim(statement, rule, panel, paper, columns, per_dataset, same_epochs, judge)
         return judge
 
     return register
@@ -204,38 +206,41 @@ def check(claim_id: str, table: pd.DataFrame, resamples: int = 2000, seed: int =
     """
     if not isinstance(claim_id, str) or claim_id not in CLAIMS:
         raise ValueError(f"claim_id: expected one of {', '.join(CLAIMS)}, got {claim_id!r}")
-    claim = CLAIMS[claim_id]
+    entry = CLAIMS[claim_id]
     check_integer("resamples", resamples, 1)
     check_integer("seed", seed, 0)
-    if not isinstance(table, pd.DataFrame):
-        raise ValueError(f"table: expected a DataFrame, got {type(table).__name__}")
-    missing = [column for column in ("network", *claim.columns) if column not in table]
+    missing = [column for column in ("network", *entry.columns) if column not in check_table(table)]
     if missing:
         raise ValueError(f"table: {claim_id} needs the missing columns {', '.join(missing)}")
     if table.empty:
         raise ValueError(f"table: {claim_id} needs rows, but the table is empty")
-    _check_numbers(claim, table)
+    _check_numbers(entry, table)
     about = [column for column in ("model", "dataset") if column in table]
     named = table[about].drop_duplicates().astype(str)
     if "dataset" in named:
         named["dataset"] = named["dataset"].map(short_name)
     subjects = named.agg(" on ".join, axis=1).tolist() if about else []
-    if claim.per_dataset and len(subjects) > 1:
+    if entry.per_dataset and len(subjects) > 1:
         raise ValueError(f"table: {claim_id} is judged per data set, got {', '.join(subjects)} in one table")
 
     boot = Bootstrap(resamples, seed)
-    effects, verdict, notes = claim.judge(table, boot)
-    _, widened, _ = claim.judge(table, boot.widened())
+    effects, verdict, notes = entry.judge(table, boot)
+    _, widened, _ = entry.judge(table, boot.widened())
     undefined = [effect.name for effect in effects if effect.judged and np.isnan(effect.estimate)]
     if undefined:
         verdict = NOT_REPRODUCED
         notes = [*notes, f"undefined, from constant or too few values: {', '.join(undefined)}"]
     elif widened != verdict:
         notes = [*notes, f"with Student's t intervals: {widened}"]
-    if claim_id != "CA3" and "epochs" in table and table["epochs"].nunique() > 1:
+    if entry.same_epochs and "epochs" in table and table["epochs"].nunique() > 1:
         notes = [*notes, "the networks did not train equally long"]
     subject = ", ".join(subjects)
-    return Verdict(claim_id, subject, claim.statement, tuple(effects), verdict, claim.paper, tuple(notes), claim.rule)
+    return Verdict(claim_id, subject, entry.statement, tuple(effects), verdict, entry.paper, tuple(notes), entry.rule)
+
+
+def minus(text):
+    """The text with true minus signs in place of hyphens."""
+    return text.replace("-", "−")
 
 
 def grade(reproduced, partly):
@@ -247,11 +252,11 @@ def two(first, second):
     return grade(first and second, first or second)
 
 
-def _check_numbers(claim, table):
+def _check_numbers(entry, table):
     """Refuse what no measurement gives: other columns than numbers, NaN (but for the index of dead units), infinity, per cent."""
     if not table.columns.is_unique or table["network"].isna().any():
         raise ValueError("table: expected every column once, and the name of a network in every row")
-    for column in claim.columns:
+    for column in entry.columns:
         if column in LABELS:
             continue
         if not is_numeric_dtype(table[column]):

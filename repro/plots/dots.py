@@ -5,6 +5,7 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator, LogLocator
 
 from repro.ablation import auc
+from repro.checks import check_table
 from repro.claims.statistics import spearman
 from repro.plots import style as look
 from repro.plots import words
@@ -31,14 +32,14 @@ def per_network(table, normalize=False):
     ValueError
         If a column is missing, or if `normalize` is asked of areas that are there already.
     """
-    words.require(table, "network")
+    check_table(table, "network")
     keys = ["network", *(["epoch"] if "epoch" in table else [])]
     if "auc" in table:
         if normalize:
             raise ValueError("normalize: expected curves to take the AUC from, found a column 'auc' already")
         areas = table.groupby(keys)["auc"].mean()
     else:
-        words.require(table, "order", "fraction_ablated", "accuracy")
+        check_table(table, "order", "fraction_ablated", "accuracy")
         areas = auc(table, by=[*keys, "order"], normalize=normalize).groupby(level=keys).mean()
     rows = table.drop_duplicates(keys).set_index(keys).assign(auc=areas).reset_index()
     if {"train_accuracy", "test_accuracy"} <= set(rows) and "generalization_error" not in rows:
@@ -64,10 +65,15 @@ def scatter(ax, table, x, y, hue=None, lines=False):
         Draw a regression line (least squares) for each level of `hue`; one for all where there is no hue, or
         one with many values (but for the layer).
     """
-    layers = hue == "layer"
-    data, hue = words.points(table, x, y, hue)
-    found = look.levels(data, hue) if hue else [None]
-    palette = look.colors(hue, found) if hue else {None: look.OKABE_ITO[0]}
+    _draw_dots(ax, table, x, y, hue, lines)
+    look.corner_note(ax, words.note(table) + words.left_out(table, x, y) + LINES * lines)
+
+
+def _draw_dots(ax, table, x, y, hue, lines):
+    """`scatter` without its note in the corner."""
+    data, color_by = words.points(table, x, y, hue)
+    levels = look.levels(data, color_by) if hue else [None]
+    palette = look.colors(color_by, levels) if hue else {None: look.OKABE_ITO[0]}
     # Shuffled, or the last layer would cover the others; always alike, so that a figure can be drawn again.
     dots = data.sample(frac=1, random_state=0)
     size, alpha = _dot(len(dots))
@@ -75,16 +81,16 @@ def scatter(ax, table, x, y, hue=None, lines=False):
         dots["_x"],
         dots["_y"],
         s=size,
-        c=dots[hue].map(palette).tolist() if hue else palette[None],
+        c=dots[color_by].map(palette).tolist() if hue else palette[None],
         alpha=alpha * (0.6 if lines else 1),
         edgecolors="white" if len(dots) <= 250 else "none",
         linewidths=0.4,
         rasterized=len(dots) > 500,
         zorder=2,
     )
-    if lines and hue and (hue == "depth" or len(found) <= look.MOST_NAMED):
-        for level in found:
-            _regression(ax, data[data[hue] == level], palette[level], thin=len(found) > 12)
+    if lines and hue and (color_by == "depth" or len(levels) <= look.MOST_NAMED):
+        for level in levels:
+            _regression(ax, data[data[color_by] == level], palette[level], thin=len(levels) > 12)
     elif lines:
         _regression(ax, data, look.DARK, thin=False)
     ax.set(xlabel=words.label(x), ylabel=words.outcome_label(table, y))
@@ -97,15 +103,19 @@ def scatter(ax, table, x, y, hue=None, lines=False):
     look.plain_ticks(ax.xaxis)
     look.plain_ticks(ax.yaxis)
     if hue:
-        look.level_key(ax, hue, palette, linestyle="", marker="o")
+        look.level_key(ax, color_by, palette, linestyle="", marker="o")
+    look.in_emptiest_corner(ax, _correlations(data, layers=hue == "layer"), data)
+
+
+def _correlations(data, layers):
+    """What the corner says of the columns `_x` and `_y`."""
     if "network" in data and data["network"].duplicated().any():
         text = f"Spearman ρ = {words.rho(rank_correlations(data, '_x', '_y', 'network').rho.mean())} (networks)"
     else:
         text = f"Spearman ρ = {words.rho(spearman(data['_x'], data['_y']))} (all dots)"
     if layers and "network" in data:
         text += f"\nρ = {words.rho(rank_correlations(data, '_x', '_y').rho.mean())} (layers)"
-    look.in_emptiest_corner(ax, text, data)
-    look.corner_note(ax, words.note(table) + words.left_out(table, x, y) + LINES * lines)
+    return text
 
 
 def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
@@ -118,7 +128,7 @@ def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
         left, `rho` is NaN.
     """
     by = [by] if isinstance(by, str) else list(by)
-    words.require(table, x, y, *by)
+    check_table(table, x, y, *by)
 
     def rho_of(units):
         alive = units.dropna()
@@ -129,7 +139,7 @@ def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
     return table.drop_duplicates(by).merge(rho.rename("rho").reset_index(), on=by, how="left")
 
 
-def auc_against(ax, table, x="generalization_error", hue=None, normalize=False, lines=False):
+def auc_against(ax, table, x="generalization_error", hue=None, normalize=False):
     """Draw the AUC against a property of the network, one dot a network (Figs. 3b, 4c) or snapshot (Fig. 4b).
 
     Parameters
@@ -141,11 +151,9 @@ def auc_against(ax, table, x="generalization_error", hue=None, normalize=False, 
         Columns, such as "generalization_error" (taken from the two accuracies if absent), "test_loss", "lr".
     normalize : bool
         Divide the AUC by the intact accuracy; only of curves.
-    lines : bool
-        As in `scatter`.
     """
     rows = per_network(table, normalize)
-    scatter(ax, rows, x, "auc", hue, lines)
+    _draw_dots(ax, rows, x, "auc", hue, lines=False)
     ax.set_ylabel(words.label("auc_normalized" if normalize else "auc"))
     note = " · one dot a network"
     if rows["network"].duplicated().any():
@@ -178,11 +186,12 @@ def importance(ax, table, x="selectivity", y="delta_loss", lines=False):
     if heavy:
         bend = 10.0 ** np.round(np.log10(max(size.quantile(0.75), size.max() * 1e-4)))
         ax.set_yscale("symlog", linthresh=bend, linscale=0.6)
-    scatter(ax, table, x, y, "layer", lines)
+    _draw_dots(ax, table, x, y, "layer", lines)
+    note = words.note(table) + words.left_out(table, x, y) + LINES * lines
     if heavy:
         _symlog_ticks(ax, bend, change)
-    text = words.note(table) + words.left_out(table, x, y) + LINES * lines
-    look.corner_note(ax, text + (f" · y: log scale beyond ±{words.number(bend)}" if heavy else ""))
+        note += f" · y: log scale beyond ±{words.number(bend)}"
+    look.corner_note(ax, note)
 
 
 def _dot(n):

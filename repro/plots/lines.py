@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.ticker import FixedLocator, LogLocator
 
+from repro.checks import check_table
 from repro.claims.tables import chance
 from repro.plots import style as look
 from repro.plots import words
@@ -35,7 +36,7 @@ def spread(table, x, y, over, by=()):
         or if the networks of one level were not measured at the same `x`.
     """
     by = [by] if isinstance(by, str) else list(by)
-    words.require(table, "network", x, y, over, *by)
+    check_table(table, "network", x, y, over, *by)
     table = table.assign(**{x: words.floats(table, x).round(9), y: words.floats(table, y)})
     if table.empty:
         raise ValueError("table: expected rows, found none")
@@ -223,7 +224,7 @@ def log_epochs(ax, epochs):
 def _lines(ax, table, x, y, over, hue, style, each):
     """Draw a line with its band for each level of hue and style, and the keys; return the colours of hue."""
     told_apart = [column for column in (hue, style) if column]
-    words.require(table, *told_apart)
+    check_table(table, *told_apart)
     factor, points = words.factor(y), spread(table, x, y, over, list(dict.fromkeys(told_apart)))
     palette = look.colors(hue, look.levels(table, hue)) if hue else {None: look.OKABE_ITO[0]}
     kinds = look.levels(table, style) if style else [None]

@@ -83,6 +83,6 @@ def _dots(ax, rows, color, shift):
         ax.plot(mean.index, mean, color=look.DARK, transform=beside(shift + more), **dash)
 
 
-def _side_by_side(n, apart=3.6):
+def _side_by_side(n):
     """Shifts in points of n things around one place."""
-    return (np.arange(n) - (n - 1) / 2) * apart
+    return (np.arange(n) - (n - 1) / 2) * 3.6

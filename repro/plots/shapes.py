@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from repro.checks import check_table
 from repro.plots import style as look
 from repro.plots import words
 
@@ -50,7 +51,7 @@ def distributions(ax, table, column="selectivity", hue="batch_norm"):
         is what C6 is about.
     """
     data, grid, low, high = _alive(table, column)
-    words.require(data, "network", hue)
+    check_table(data, "network", hue)
     palette = look.colors(hue, look.levels(data, hue))
     width = bandwidth(
         data["_x"], grid
@@ -121,7 +122,7 @@ def by_depth(ax, table, column="selectivity"):
 
 def _alive(table, column):
     """The rows with a value (in a column `_x`), a grid over what it can be, and the bounds of that."""
-    data = table.assign(_x=words.values(table, column))
+    data = check_table(table, column).assign(_x=words.values(table, column))
     data = data[np.isfinite(data["_x"])]
     if data.empty:
         raise ValueError(f"table: expected units with a {column}, found none (all dead)")

@@ -17,6 +17,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from repro.checks import check_table
 from repro.plots import words
 
 STYLE = Path(__file__).parents[1] / "house.mplstyle"
@@ -34,7 +35,7 @@ def house():
 
 def levels(table, column):
     """The levels of a column in the order to draw them: numbers ascending, True before False, else as met."""
-    words.require(table, column)
+    check_table(table, column)
     if table[column].isna().any():  # they would be left out unsaid
         raise ValueError(f"table: expected a value of {column} in every row, found some without")
     found = list(table[column].unique())
@@ -158,8 +159,9 @@ def _legend(ax, handles, labels, title, columns, **options):
     return legend
 
 
-def _place(ax, legend, gap=10, lift=4):
-    """Put a legend `lift` points above the axes, `gap` points right of the last one or above them all."""
+def _place(ax, legend):
+    """Put a legend a little above the axes, right of the last one or, without room, above them all."""
+    gap, lift = 10, 4  # points
     dpi, box, others = ax.figure.dpi, ax.get_window_extent(), keys(ax)
     ax.add_artist(legend)
     right, up = 0.0, lift * dpi / 72

@@ -1,12 +1,16 @@
 """Words for what a table holds: axis labels with units, names of levels, layers by depth, notes."""
 
 import re
+from dataclasses import fields
 from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 
+from repro.checks import check_table
+from repro.claims.verdicts import minus
 from repro.data import short_name
+from repro.recipe import Recipe
 
 # column: (label with its unit, factor from the table's unit to the label's)
 LABELS = {
@@ -52,11 +56,8 @@ MEASURED = {"cumulative": "ablation", "ranked": "ablation in order", "projection
 MEASURED |= {"noise": "noise", "single_unit": "importance", "class_drops": "drops", "selectivity": "selectivity"}
 CPUS = {"x86_64", "aarch64", "arm64"}  # architectures; any other device is called as the table calls it
 
-# What recipes can differ in, but for `seed`: networks that differ in it alone are repeats.
-SETTINGS = [
-    *("dataset", "n_train", "model", "width", "strides", "batch_norm", "dropout", "init", "corruption"),
-    *("optimizer", "lr", "momentum", "weight_decay", "schedule", "batch_size", "epochs", "precision", "alpha"),
-]
+# Networks that differ in their seed alone are repeats.
+SETTINGS = [field.name for field in fields(Recipe) if field.name != "seed"]
 
 
 def label(column):
@@ -79,7 +80,7 @@ def values(table, column):
 def points(table, x, y, hue):
     """The rows where both columns have a value, these as `_x` and `_y` in the units of their labels; and the column that
     tells colours apart, which for "layer" is its depth."""
-    data = table.assign(_x=values(table, x), _y=values(table, y))
+    data = check_table(table).assign(_x=values(table, x), _y=values(table, y))
     if hue == "layer":
         hue, data = "depth", data.assign(depth=depth(table))
     data = data[np.isfinite(data["_x"]) & np.isfinite(data["_y"])]
@@ -88,21 +89,9 @@ def points(table, x, y, hue):
     return data, hue
 
 
-def require(table, *columns):
-    """Raise a ValueError that names the first of `columns` that `table` lacks, and those that it has."""
-    if not isinstance(table, pd.DataFrame):
-        raise ValueError(f"table: expected a DataFrame, got {type(table).__name__}")
-    for column in columns:
-        if not isinstance(column, str):
-            raise ValueError(f"table: expected the names of its columns, got {column!r}")
-        if column not in table:
-            found = ", ".join(map(str, table.columns))
-            raise ValueError(f"table: expected a column {column!r}, found {found}")
-
-
 def floats(table, column):
     """A column as floats; raise a ValueError if `table` lacks it, or if it holds something else."""
-    require(table, column)
+    check_table(table, column)
     try:
         return table[column].astype(float)
     except (TypeError, ValueError) as error:
@@ -133,13 +122,13 @@ def level_name(column, level):
 
 
 def number(x):
-    """Write a number as briefly as it can be read, with a true minus sign."""
-    return f"{x:.4g}".replace("-", "−")
+    """Write a number as briefly as it can be read."""
+    return minus(f"{x:.4g}")
 
 
 def rho(x):
-    """Write a correlation: two digits, with a true minus sign."""
-    return f"{x:.2f}".replace("-", "−")
+    """Write a correlation: two digits."""
+    return minus(f"{x:.2f}")
 
 
 def rough(x):
@@ -161,7 +150,7 @@ def depth(table):
     -------
     Series of int, with the index of `table`.
     """
-    require(table, "layer")
+    check_table(table, "layer")
     return pd.Series(pd.factorize(table["layer"])[0] + 1, index=table.index, name="depth")
 
 
@@ -179,7 +168,7 @@ def note(table):
     str, such as "digits · MLP 2×128 · 90 epochs · 4 networks × 10 orders · CPU".
     """
     parts = []
-    if "dataset" in table:
+    if "dataset" in check_table(table):
         parts.append(" + ".join(short_name(name) for name in table["dataset"].unique()))
     if "n_train" in table and table["n_train"].notna().all():  # else some were trained on all
         parts.append(f"{_range(table['n_train'], ',.0f')} training images")

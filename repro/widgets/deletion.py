@@ -7,7 +7,7 @@ import operator
 import traitlets
 
 from repro import data, experiment, units
-from repro.recipe import Recipe
+from repro.recipe import Recipe, check_recipes
 from repro.widgets.diagram import Diagram, check_grey, linear_layers, module, pack, unpack
 
 MOST_UNITS = 24  # a layer; more cannot be touched one by one on a telephone
@@ -43,6 +43,7 @@ class Deletion(Diagram):
     image = traitlets.Int(0).tag(sync=True)
 
     def __init__(self, recipe: Recipe, **options):
+        check_recipes("recipe", [recipe])
         if recipe.model != "mlp":
             raise ValueError(f"recipe: expected an MLP, got model={recipe.model!r}")
         dataset = data.load(recipe.dataset)

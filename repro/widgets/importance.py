@@ -9,6 +9,7 @@ import pandas as pd
 import traitlets
 
 from repro import experiment
+from repro.claims.statistics import spearman
 from repro.recipe import Recipe
 from repro.widgets.diagram import Diagram, module, pack
 
@@ -16,7 +17,7 @@ STEPS = {"positive": 0.85, "negative": -0.85, "none": 0.0}  # supposed relations
 MEASURED = "measured"
 
 
-def supposed(selectivity: np.ndarray, importance: np.ndarray, strength: float, seed: int = 0) -> np.ndarray:
+def supposed(selectivity: np.ndarray, importance: np.ndarray, strength: float) -> np.ndarray:
     """The same importances, handed to other units so that they go with selectivity.
 
     Parameters
@@ -24,8 +25,6 @@ def supposed(selectivity: np.ndarray, importance: np.ndarray, strength: float, s
     selectivity, importance : arrays (units,)
     strength : float
         From −1 to 1; about the rank correlation that comes out.
-    seed : int
-        Of the chance in it.
 
     Returns
     -------
@@ -36,7 +35,7 @@ def supposed(selectivity: np.ndarray, importance: np.ndarray, strength: float, s
         raise ValueError(f"strength: expected a number from -1 to 1, got {strength}")
     ranks = pd.Series(selectivity).rank().to_numpy()
     trend = (ranks - ranks.mean()) / (ranks.std() or 1)
-    chance = np.random.default_rng(seed).standard_normal(len(ranks))
+    chance = np.random.default_rng(0).standard_normal(len(ranks))
     wanted = strength * trend + np.sqrt(1 - strength**2) * chance
     moved = np.empty_like(importance)
     moved[np.argsort(wanted)] = np.sort(importance)
@@ -89,7 +88,7 @@ class Importance(Diagram):
         table = self.table.assign(importance=importance)
 
         def rho(rows):
-            found = rows["selectivity"].corr(rows["importance"], method="spearman")
+            found = spearman(rows["selectivity"], rows["importance"])
             return None if np.isnan(found) else float(found)  # JSON has no NaN
 
         return {"rho": rho(table), "within": [rho(rows) for _, rows in table.groupby("layer", sort=False)]}

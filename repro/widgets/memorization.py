@@ -11,7 +11,7 @@ import traitlets
 from repro import ablation, data, experiment, units
 from repro.evaluation import evaluating
 from repro.models import ABLATED_LAYERS
-from repro.recipe import Recipe, training_set
+from repro.recipe import Recipe, check_recipes, training_set
 from repro.widgets.diagram import Diagram, check_grey, module, pack
 
 ORDERS = 10  # as in Fig. 1, which draws the same curves
@@ -48,6 +48,8 @@ class Memorization(Diagram):
     order = traitlets.Int(0).tag(sync=True)
 
     def __init__(self, true: Recipe, shuffled: Recipe, **options):
+        check_recipes("true", [true])
+        check_recipes("shuffled", [shuffled])
         for field in ("dataset", "n_train", "model", "width", "strides"):
             if getattr(true, field) != getattr(shuffled, field):
                 raise ValueError(f"shuffled: expected the {field} of the other network, {getattr(true, field)!r}")
