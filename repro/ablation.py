@@ -116,7 +116,7 @@ def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tens
     weights = first.weight.transpose(0, 1).contiguous().transpose(0, 1).split(1, dim=1)  # C times (O, 1, ...)
     bounds = np.cumsum([0, *counts])
     starts = np.unique(bounds[:-1] * z[0].nbytes // room, return_index=True)[1].tolist()
-    change = torch.zeros(len(counts), len(intact), dtype=torch.float64, device=y.device)
+    change = torch.zeros(len(counts), len(intact), dtype=torch.float64)  # on the CPU: a GPU adds in any order
     waiting, scored = [], 0
     for start, stop in zip(starts, [*starts[1:], len(counts)], strict=True):
         pairs = slice(bounds[start], bounds[stop])
@@ -133,9 +133,10 @@ def _without_terms(links: Sequence[Link], h: torch.Tensor, y, intact: torch.Tens
         if pairs.stop - scored >= SCORED or stop == len(counts):
             pairs, scored = slice(scored, pairs.stop), pairs.stop
             ablated = image_scores(torch.cat(waiting, 1).T, y.index_select(0, images[pairs]))
-            change.index_add_(0, units[pairs], (ablated - intact.index_select(1, images[pairs])).T.double())
+            difference = ablated - intact.index_select(1, images[pairs])
+            change.index_add_(0, units[pairs].cpu(), difference.T.double().cpu())
             waiting = []
-    return change.cpu()
+    return change
 
 
 def _active_pairs(d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import math
@@ -21,9 +22,9 @@ from repro import ablation, beyond, data, noise, selectivity, units
 from repro.checks import check_images, check_integer, check_integers, check_labels, is_integer
 from repro.data import Dataset
 from repro.evaluation import evaluating, score_columns, scores
-from repro.graph import warned
+from repro.graph import already_warned
 
-IMAGES = ("model", "x", "y", "x_test", "y_test", "x_fit")  # what an analysis is handed, beside its options
+HANDED = ("model", "x", "y", "x_test", "y_test", "x_fit")  # to an analysis, beside its options
 LONG = 10  # seconds from which on a measurement is announced
 SPLITS = {"train": "training", "test": "test"}
 
@@ -46,6 +47,12 @@ class Analysis:
     function: Callable[..., pd.DataFrame]
     version: int = 1
     both_splits: bool = False  # takes training and test images, whatever `split` says
+
+    @functools.cached_property
+    def options(self) -> dict:
+        """What can be asked of it, {name: default}; `inspect.Parameter.empty` for what must be given."""
+        parameters = inspect.signature(self.function).parameters
+        return {name: parameter.default for name, parameter in parameters.items() if name not in HANDED}
 
 
 ANALYSES = {
@@ -138,9 +145,9 @@ def each_table(model, data, analyses, layers=None, outputs=None, images=None) ->
     origin = {"network": kind, "model": kind, "dataset": dataset.name, "classes": len(dataset.classes)}
     for name in sorted(wanted, key=lambda name: name not in CHOOSY):
         function, options = ANALYSES[name].function, wanted[name]
-        if "layers" in inspect.signature(function).parameters:
+        if "layers" in ANALYSES[name].options:
             options = {"layers": layers} | options
-        with warned():
+        with already_warned():
             table = function(
                 model, *(tensor.to(cut.device) for split in splits[name] for tensor in parts[split]), **options
             )
@@ -249,8 +256,8 @@ def _most_seconds(cut: units.Cut, analysis: str, x: torch.Tensor, options: Mappi
     run_from(None)  # warm-up
     if analysis in ("single_unit", "class_drops"):
         return each_unit()
-    known = inspect.signature(ANALYSES[analysis].function).parameters
-    counts = [options.get(name, known[name].default) for name in POINTS if name in known]
+    defaults = ANALYSES[analysis].options
+    counts = [options.get(name, defaults[name]) for name in POINTS if name in defaults]
     points = run_from(None) * math.prod(map(_how_many, counts))
     return 2 * points + each_unit() if analysis == "ranked" else points  # both ways, once it is known what matters
 
@@ -279,8 +286,7 @@ def check_options(analysis, options, argument: str = "analysis") -> None:
     """Refuse an analysis that there is not, and options that it does not have or lacks."""
     if not isinstance(analysis, str) or analysis not in ANALYSES:
         raise ValueError(f"{argument}: unknown analysis {analysis!r}; expected one of {', '.join(ANALYSES)}")
-    parameters = inspect.signature(ANALYSES[analysis].function).parameters
-    known = {name: parameter.default for name, parameter in parameters.items() if name not in IMAGES}
+    known = ANALYSES[analysis].options
     for name in options.keys() - known.keys():
         raise ValueError(f"{name}: {analysis} has no such option; expected some of {', '.join(known) or 'none'}")
     for name, default in known.items():

@@ -18,7 +18,7 @@ from repro import ablation, selectivity
 from repro.ablation import points
 from repro.checks import check_integer, check_table
 from repro.evaluation import check_scores, evaluating, score_columns, scores
-from repro.graph import warned
+from repro.graph import already_warned
 from repro.units import Cut, prepare
 from repro.values import clamp_values
 from repro.work import progress
@@ -94,7 +94,7 @@ def class_drops(
     Returns
     -------
     DataFrame
-        A row a unit and class: layer, unit, class, share (of the images), delta_accuracy (ablated − intact).
+        A row per unit and class: layer, unit, class, share (of the images), delta_accuracy (ablated − intact).
     """
     cut, x, y = prepare(model, x, y, layers)
     present, shares = np.unique(y.cpu().numpy(), return_counts=True)
@@ -178,7 +178,7 @@ def ranked(
         units = selectivity.table(model, x_test, y_test, layers)
     except ValueError as error:  # which calls them x and y
         raise ValueError(re.sub(r"^([xy]):", r"\1_test:", str(error))) from error
-    with warned():
+    with already_warned():
         if "importance" in by:
             units = units.merge(ablation.single_unit(model, x_test, y_test, layers))
         if "l1_norm" in by:
@@ -191,7 +191,7 @@ def ranked(
         ascending = list(zip(in_order["layer"], in_order["unit"], strict=True))
         orders += [ascending, ascending[::-1]]
         names += [(name, "ascending"), (name, "descending")]
-    with warned():
+    with already_warned():
         curves = ablation.cumulative(model, x, y, layers, orders=orders, steps=steps)
     which = pd.DataFrame([names[order] for order in curves["order"]], columns=["by", "direction"])
     return pd.concat([which, curves.assign(order=0)], axis=1)
@@ -246,7 +246,7 @@ def projections(
 
 
 def _bases(cut: Cut, stream: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """A random orthonormal basis of every layer's space, a column a direction: {layer: (C, C)}."""
+    """A random orthonormal basis of every layer's space, a column per direction: {layer: (C, C)}."""
     rng = np.random.default_rng(stream)
     bases = {name: np.linalg.qr(rng.standard_normal((units, units)))[0] for name, units in cut.layers.items()}
     return {name: torch.from_numpy(basis).to(cut.device, cut.dtype) for name, basis in bases.items()}

@@ -84,7 +84,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
         when missing) or "folder:PATH": a folder with sub-folders or zips ``train`` and ``test`` (or ``val``),
         each holding one folder of images a class. A relative PATH is looked for under `root`. "imagenet": 5,000 of
         ImageNet's validation images, from the 1,000 folders of ``imagenet/val``, prepared and standardised as for
-        torchvision's published networks; half of them stand for the training images, which nobody has in memory.
+        torchvision's published networks; half of them serve as training images, as the real ones do not fit in memory.
         Recipes know a folder by its PATH: give other images another name, lest results of the old ones be taken for theirs.
         (Images that are added or taken away are noticed by the next call, those overwritten in place by the next process.)
     root : path, optional
@@ -93,7 +93,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     Returns
     -------
     Dataset
-        Kept, and given to whoever asks next: clone tensors before you change them.
+        Cached and shared: clone tensors before changing them.
 
     Raises
     ------
@@ -272,7 +272,7 @@ def _files(path: Path) -> list[tuple]:
     entries = list(_entries(path))
     images = [("/".join(parts), parts, read) for parts, read in entries if read and _is_image(parts[-1])]
     if not images:
-        raise ValueError(f"name: no images in {path}; expected one folder a class with {' '.join(SUFFIXES)} files")
+        raise ValueError(f"name: no images in {path}; expected one folder per class with {' '.join(SUFFIXES)} files")
     images.sort(key=lambda image: image[0])
     one_of = {parts[:-2] if len(parts) > 1 else None: file for file, parts, _ in images}  # by what holds the classes
     if len(one_of) > 1 or None in one_of:

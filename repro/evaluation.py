@@ -18,7 +18,13 @@ PRODUCTS = (CUDNN.conv, CUDNN.rnn, BLAS.matmul, MKLDNN.conv, MKLDNN.matmul)  # w
 def evaluating(model: nn.Module):
     """Run a model in eval mode, without gradients, autocast or TF32; afterwards the model is restored."""
     kind = next(model.parameters(), torch.empty(0)).device.type
-    with restored(model, model.parameters()), torch.no_grad(), torch.autocast(kind, enabled=False), full_precision():
+    with (
+        restored(model, model.parameters()),
+        torch.no_grad(),
+        torch.autocast(kind, enabled=False),
+        full_precision(),
+        untuned(),
+    ):
         try:
             model.eval()
         except NotImplementedError as error:  # as of what torch.export makes of a model
@@ -27,6 +33,17 @@ def evaluating(model: nn.Module):
             if module._compiled_call_impl is not None:  # by module.compile(), which hides the layers in it
                 module._compiled_call_impl = None
         yield
+
+
+@contextlib.contextmanager
+def untuned():
+    """Let a GPU convolve as cuDNN thinks best, not as it times best: ablation meets too many shapes to time them all."""
+    before = CUDNN.benchmark
+    CUDNN.benchmark = False
+    try:
+        yield
+    finally:
+        CUDNN.benchmark = before
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import itertools
 import os
 import pkgutil
@@ -17,7 +16,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,7 +47,7 @@ class Missing(LookupError):
     networks : list of Recipe
         Networks that would have to be trained.
     tables : list of str
-        Analyses that would have to be run, one entry a network and snapshot.
+        Analyses that would have to be run, one entry per network and snapshot.
     """
 
     def __init__(self, networks: list[Recipe], tables: list[str]):
@@ -150,11 +149,6 @@ def _list(
     ]
 
 
-@functools.cache
-def _defaults(function: Callable) -> dict:
-    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
-
-
 def _distinct(argument: str, values) -> list:
     try:
         return list(dict.fromkeys(values))
@@ -176,11 +170,10 @@ class _Wanted:
     @functools.cached_property
     def origin(self) -> dict:
         kind = ANALYSES[self.analysis]
-        defaults = _defaults(kind.function)
         origin = {
             "analysis": self.analysis,
             "version": kind.version,
-            "options": {name: plain(v) for name, v in self.options.items() if plain(v) != plain(defaults[name])},
+            "options": {name: plain(v) for name, v in self.options.items() if plain(v) != plain(kind.options[name])},
             "recipe": vars(self.recipe),
             "format": FORMAT,
         }
@@ -453,6 +446,7 @@ def _train_together(wanted: dict[Recipe, list[_Wanted]]) -> None:
                 # the GPU is too small for all of them.
                 with contextlib.suppress(FloatingPointError, torch.OutOfMemoryError):
                     _train_group(free, {w.epoch for recipe in free for w in wanted[recipe]} | {None})
+    torch.cuda.empty_cache()  # what the groups took is left to the processes that measure
 
 
 def _train_group(recipes: list[Recipe], epochs: set[int | None]) -> None:

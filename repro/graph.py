@@ -34,7 +34,7 @@ NONLINEARITIES = (
     *(nn.Softplus, nn.Hardswish, nn.Hardtanh, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh),
 )
 FUNCTIONS = {kind.__name__.lower() for kind in NONLINEARITIES} | {"leaky_relu", "relu_", "leaky_relu_", "elu_"}
-# What acts on each channel by itself; a PReLU may have one slope a channel.
+# What acts on each channel by itself; a PReLU may have one slope per channel.
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 CHANNELWISE = tuple({*NONLINEARITIES, *POOLING} - {nn.PReLU})
 CHANNELWISE_FUNCTIONS = FUNCTIONS - {"prelu"} | {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
@@ -49,8 +49,8 @@ Edit = Callable[[str, torch.Tensor], torch.Tensor]  # (layer, activation) -> ano
 
 
 @contextlib.contextmanager
-def warned() -> Iterator[None]:
-    """Within, nothing more is said of a model that cannot be traced: it has been, when it was first cut."""
+def already_warned() -> Iterator[None]:
+    """Silence, within, the warning that a model cannot be traced: it was given when the model was first cut."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", HOOKED)
         yield
@@ -232,7 +232,7 @@ class Graph:
     Attributes
     ----------
     layers : dict of str to Layer
-        Every activation with one entry an image, but for the logits, in forward order.
+        Every activation whose first dimension counts images, in forward order, except the logits.
     logits : Tensor (n, classes)
         Of the n images of `sample`.
     """
@@ -338,7 +338,7 @@ class Graph:
         """The layers and the logits of a few images; shapes of all nodes are learnt on the way."""
         env = self._values(sample)
         tensors = {n: v for n, v in env.items() if n in self.fed and isinstance(v, torch.Tensor)}
-        more = self._values(_one_more(sample))  # tells images from what there are as many of by chance
+        more = self._values(_one_more(sample))  # with one more image: what grows with it counts images
         self.images = {
             n for n, v in tensors.items() if v.ndim and (len(v), len(more[n])) == (len(sample), len(sample) + 1)
         }

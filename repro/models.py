@@ -216,7 +216,7 @@ def check_width(model: str, width) -> float | tuple[int, ...] | None:
 
 
 def check_options(model: str, strides, batch_norm, dropout) -> None:
-    """What a model does not have shall not look as if it had it."""
+    """Refuse options that a model would ignore, so that no recipe claims an effect that it does not have."""
     if model != "mlp" and dropout != 0:
         raise ValueError(f"dropout: expected 0, as a {model} has no dropout, got {dropout!r}")
     if model != "convnet" and strides is not None:
@@ -244,7 +244,7 @@ def build(
     image : (C, H, W)
     classes : int
     width : number or sequence
-        mlp: units of each of two hidden layers (default 128), or one number a layer; otherwise the factor on the
+        mlp: units of each of two hidden layers (default 128), or one number per layer; otherwise the factor on the
         channel counts (default 1).
     strides : sequence of int
         convnet only; the paper's by default.

@@ -51,7 +51,7 @@ def sweep(
     Returns
     -------
     DataFrame
-        A row a point: repeat, scale, loss (nats), accuracy in [0, 1] (and accuracy_top5 from 100 classes on).
+        A row per point: repeat, scale, loss (nats), accuracy in [0, 1] (and accuracy_top5 from 100 classes on).
 
     Raises
     ------

@@ -175,11 +175,11 @@ def environment(**values: str):
 
 def record(name: str, preset: str) -> dict:
     path = store.figures(preset) / f"{name}.json"
-    return written(path) or {"panels": {}, "missing": {}, "verdicts": []}
+    return read_json(path) or {"panels": {}, "missing": {}, "verdicts": []}
 
 
-def written(path: Path):
-    """What a JSON file beside the figures says, None if there is none; refuses one that somebody has edited badly."""
+def read_json(path: Path):
+    """What a JSON file beside the figures says; None if there is none; refuses one that somebody has edited badly."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:

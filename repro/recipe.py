@@ -44,7 +44,7 @@ class Recipe:
     n_train : int, optional
         Train on the first `n_train` images of a fixed shuffle; None: on all.
     width : number or tuple of int, optional
-        mlp: units of each of two hidden layers, or one number a layer; else the factor on the channel counts.
+        mlp: units of each of two hidden layers, or one number per layer; else the factor on the channel counts.
     strides : tuple of int, optional
         convnet; the paper's by default.
     batch_norm : bool
@@ -168,7 +168,7 @@ DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 
 
 def key(recipe: Mapping) -> str:
-    """`Recipe.key` of fields that were checked before, as those in the files of a store: a fourth of the time."""
+    """`Recipe.key` of fields that were checked before, such as those in the files of a store; four times as fast."""
     return digest({"format": FORMAT} | {name: v for name, v in recipe.items() if v != DEFAULTS.get(name, ...)})
 
 

@@ -162,7 +162,7 @@ def table(model: nn.Module, x: torch.Tensor, y: torch.Tensor, layers: Sequence[s
     Returns
     -------
     DataFrame
-        A row a unit: layer, unit, selectivity (NaN if dead), mutual_information (bits), preferred_class (−1 if dead), dead.
+        A row per unit: layer, unit, selectivity (NaN if dead), mutual_information (bits), preferred_class (−1 if dead), dead.
 
     Raises
     ------

@@ -135,7 +135,7 @@ def _part(name: str) -> str:
 
 def _scorecard(path: Path) -> str:
     """The verdicts as a table; nothing where no notebook has reached one yet."""
-    verdicts = notebooks.written(path)
+    verdicts = notebooks.read_json(path)
     if not verdicts:
         return ""
     paper, later = ([v for v in verdicts if v["claim"].startswith("X") == x] for x in (False, True))
@@ -196,7 +196,7 @@ def _figures(folder: Path) -> str:
 
 
 def _figure(path: Path) -> str:
-    panels = (notebooks.written(path.with_suffix(".json")) or {"panels": {}})["panels"]
+    panels = (notebooks.read_json(path.with_suffix(".json")) or {"panels": {}})["panels"]
     notebook = notebooks.FOLDER / f"{path.stem}.ipynb"
     title = notebooks.title(notebooks.parse(notebook)) if notebook.exists() else path.stem
     alt = ". ".join([title, *(f"{letter}: {panel['title']}" for letter, panel in panels.items())])

@@ -42,7 +42,7 @@ def device() -> torch.device:
 
 
 class Run:
-    """A network in training, advanced epoch by epoch; its state can be stored and resumed without a difference.
+    """A network in training, advanced epoch by epoch; its state can be stored and resumed, on a CPU without a difference.
 
     Attributes
     ----------
@@ -166,8 +166,8 @@ class Group:
 
     def __init__(self, recipes: Sequence[Recipe], on: torch.device | None = None):
         self.recipes, self.device = recipes, on or device()
-        sets = [training_set(recipe) for recipe in recipes]
-        self.x, self.y = sets[0][0].to(self.device), torch.stack([y for _, y in sets]).to(self.device)
+        self.x = training_set(recipes[0])[0].to(self.device)
+        self.y = torch.stack([training_set(recipe)[1] for recipe in recipes]).to(self.device)
         self.models = [build(recipe).to(self.device).train() for recipe in recipes]
         self.weights, _ = torch.func.stack_module_state(self.models)  # {name: (members, ...)}
         self.optimizer = _optimizer(recipes[0], self.weights.values(), 1.0)
@@ -179,12 +179,12 @@ class Group:
         """Logits (members, batch, classes) of images (members, batch, ...), each member's own."""
         for name, module in self.models[0].named_children():
             if isinstance(module, nn.Flatten):
-                x = x.flatten(2)
+                x = x.flatten(2).mT  # (members, features, batch): gradients of the weights then lie as the weights do
             elif isinstance(module, nn.Linear):
-                x = torch.baddbmm(self.weights[f"{name}.bias"][:, None], x, self.weights[f"{name}.weight"].mT)
+                x = torch.baddbmm(self.weights[f"{name}.bias"][..., None], self.weights[f"{name}.weight"], x)
             else:
                 x = module(x)
-        return x
+        return x.mT
 
     def advance(self) -> None:
         """Train all members one more epoch."""

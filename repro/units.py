@@ -96,8 +96,9 @@ class Cut:
     def blocks(self, n: int, links: Sequence[Link] = (), copies: int = 1, fixed: bool = False) -> Iterator[slice]:
         """Slices that cover n images, each as large as the `budget` allows; at least four where there are enough images.
 
-        What must fit are `copies` of the network's largest activation; with `links` one of it, and in a core's cache as many of
-        the largest along the chain. `fixed` blocks do not depend on how much of a GPU's memory is free.
+        A block is so small that `copies` of the network's largest activation fit the budget. With `links`, one of it must fit,
+        and `copies` of the largest along the chain must fit a core's cache. `fixed` blocks do not depend on how much of a GPU's
+        memory is free.
         """
         size = max(budget(self.device, fixed=fixed) // (4 * self._widest * (1 if links else copies)), 8)
         if links:

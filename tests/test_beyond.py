@@ -120,7 +120,7 @@ def by_hand(units, values):
 def test_ranked_curves_are_those_of_the_orders_by_hand():
     model, x, y = EVERY["mlp"]
     more = networks.images(60, classes=5, seed=4)
-    table = beyond.ranked(model, x, y, *more, steps=20)  # a point a unit: each tells which units are gone
+    table = beyond.ranked(model, x, y, *more, steps=20)  # a point per unit: each tells which units are gone
     found = selectivity.table(model, *more).set_index(["layer", "unit"])
     found["importance"] = ablation.single_unit(model, *more).delta_loss.to_numpy()
     found["l1_norm"] = beyond.weights(model, x, y).l1_norm.to_numpy()

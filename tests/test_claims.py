@@ -50,7 +50,7 @@ def noise(rows, repeats=3, spread=0.05, scales=None, seed=0):
 
 
 def units(rows, n=300, layers=2, seed=0):
-    """One network a row, n units a layer, whose columns `draw(rng, layer, n)` makes; the rest are columns."""
+    """One network a row, n units per layer, whose columns `draw(rng, layer, n)` makes; the rest are columns."""
     rng, tables = np.random.default_rng(seed), []
     for i, row in enumerate(rows):
         constants = {k: v for k, v in row.items() if k != "draw"}
@@ -464,7 +464,7 @@ def test_mixed_up_tables_are_refused():
     table = TABLES["C1"]
     with pytest.raises(ValueError, match="one row per network, order, fraction_ablated"):
         check("C1", pd.concat([table.assign(epoch=1), table.assign(epoch=2)]))
-    with pytest.raises(ValueError, match="one value a network in train_accuracy"):
+    with pytest.raises(ValueError, match="one value per network in train_accuracy"):
         check("C3b", TABLES["C3b"].assign(train_accuracy=np.linspace(0, 1, len(TABLES["C3b"]))))
     with pytest.raises(ValueError, match="NaN"):
         check("C1", table.assign(accuracy=np.nan))
@@ -772,7 +772,7 @@ def test_networks_tied_with_the_fifth_count_too():
 
 def test_a_snapshot_has_one_test_loss():
     table = TABLES["C4b"]
-    with pytest.raises(ValueError, match="table: expected one test_loss a network and epoch"):
+    with pytest.raises(ValueError, match="table: expected one test_loss per network and epoch"):
         check("C4b", table.assign(test_loss=table["test_loss"] + 10 * table["order"]))
 
 

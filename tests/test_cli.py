@@ -276,7 +276,7 @@ def test_another_first_seed_means_other_networks(name, tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_FIGURES", str(tmp_path / "figures"))
     lacking = [call.table for call in notebooks.replay(name, {"first_seed": 1000, "compute": "nothing"})]
     seeds = {recipe.seed for missing in lacking for recipe in missing.networks}
-    assert min(seeds) == 1000 * (24 if name == "fig3" else 1)  # a sweep of 24 has a seed a network
+    assert min(seeds) == 1000 * (24 if name == "fig3" else 1)  # a sweep of 24 has a seed per network
     assert not (tmp_path / "figures").exists()  # a replay writes no figure
 
 

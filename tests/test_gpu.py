@@ -1,16 +1,19 @@
 """Without a GPU: what is measured and trained on a pretended one is what comes out on the CPU, to the last bit. With one: what
 is trained there, compiled, is what the CPU trains, but for rounding."""
 
+import contextlib
 import inspect
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
+from torch import nn
+from torch._dynamo.utils import counters
 
 from repro import data, experiment, models, noise, training, units
 from repro.analyses import ANALYSES
-from repro.evaluation import PRODUCTS, full_precision
+from repro.evaluation import PRODUCTS, evaluating, full_precision
 from repro.training import Group, Recipe, Run, fastest
 from tests import networks
 from tests.pretended import GPU, gpu
@@ -132,7 +135,11 @@ def test_experiment(monkeypatch, tmp_path):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["sgd", "adam", "alpha"])
 def test_training_on_a_gpu(kind, precision, monkeypatch):
+    """The largest logit is about 0.03; rounding alone moves it by 5e-5, that of bfloat16 by up to 2e-3."""
     monkeypatch.setattr(training, "COMPILED", 0)
+    monkeypatch.setattr(training, "fastest", _compiled_or_not_at_all)
+    torch._dynamo.reset()
+    counters.clear()
     recipe, there = replace(RECIPES[kind], precision=precision, lr=1e-3), torch.device("cuda")
     run, resumed = Run(recipe, there), Run(recipe, there)
     run.advance()
@@ -141,16 +148,14 @@ def test_training_on_a_gpu(kind, precision, monkeypatch):
     expected = _trained(Run(recipe, torch.device("cpu"))).network()(x)
     for found in (run, resumed):
         logits = _trained(found).network()(x)
-        torch.testing.assert_close(logits, expected, atol=0.01 if precision == "float32" else 0.2, rtol=0)
+        torch.testing.assert_close(logits, expected, atol=3e-4 if precision == "float32" else 5e-3, rtol=0)
+    assert (counters["stats"]["unique_graphs"] > 0) == (not recipe.alpha)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_training_together_on_a_gpu():
-    recipes = [Recipe(**SMALL, model="mlp", width=16, seed=seed, lr=0.1 / (1 + seed)) for seed in range(3)]
-    x = data.load("digits").x_test
-    for recipe, network in zip(recipes, _trained(Group(recipes, torch.device("cuda"))).networks(), strict=True):
-        alone = _trained(Run(recipe, torch.device("cpu"))).network()
-        torch.testing.assert_close(network(x), alone(x), atol=0.01, rtol=0)
+@contextlib.contextmanager
+def _compiled_or_not_at_all():
+    with fastest(), torch._dynamo.config.patch(suppress_errors=False):
+        yield
 
 
 def _trained(run):
@@ -171,6 +176,15 @@ def test_the_pretended_gpu_is_strict():
         kernel, image = torch.full((1, 1, 1, 1), 1 + 2**-12), torch.ones(1, 1, 1, 1)
         assert torch.conv2d(image.to(GPU), kernel.to(GPU)).item() == 1  # shortened
         assert torch.conv2d(image, kernel).item() > 1
+
+
+@pytest.mark.parametrize("benchmark", [True, False])
+def test_the_tuning_of_convolutions_is_given_back(benchmark, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
+    with pytest.raises(ZeroDivisionError), evaluating(nn.Linear(2, 2)):
+        assert not torch.backends.cudnn.benchmark
+        raise ZeroDivisionError
+    assert torch.backends.cudnn.benchmark == benchmark
 
 
 @pytest.mark.parametrize("asked", ["highest", "high", "medium"])

@@ -75,7 +75,7 @@ def noisy(networks=4, repeats=10, seed=0):
 
 
 def sweep(networks=96, seed=0):
-    """One row a network: AUC, accuracies, losses, over learning rates and batch sizes."""
+    """One row per network: AUC, accuracies, losses, over learning rates and batch sizes."""
     random, rows = np.random.default_rng(seed), []
     for i in range(networks):
         lr, better = 10 ** random.uniform(-3, -0.5), random.random()
@@ -549,6 +549,9 @@ def test_a_line_half_way_to_chance_shows_where_networks_are_compared():
     plots.noise(ax, table, hue="corruption")
     (level,) = {line.get_ydata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 1]}
     assert level == pytest.approx((100 + 10) / 2)
+    ax = axes()
+    plots.noise(ax, table.assign(classes=2), hue="corruption")
+    assert (100 + 50) / 2 in {line.get_ydata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 1]}
     ax = axes()
     plots.noise(ax, table[table["scale"] > 0], hue="corruption")  # intact accuracy is not known
     assert not any(list(line.get_xdata()) == [0, 1] for line in ax.lines)

@@ -48,16 +48,21 @@ def same(left, right):
 
 @pytest.mark.parametrize("lrs", ["one", "several"])
 @pytest.mark.parametrize("change", [{}, dict(optimizer="adam", lr=1e-3), dict(schedule="onecycle", weight_decay=1e-2)])
-def test_a_member_of_a_group_is_what_it_would_be_alone(change, lrs):
+@pytest.mark.parametrize(
+    "where", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_a_member_of_a_group_is_what_it_would_be_alone(change, lrs, where):
     base = dataclasses.replace(MLP, **SMALL | {"n_train": 160, "batch_size": 16, "epochs": 1}, **change)  # ten steps
     members = [dataclasses.replace(base, seed=i, corruption=i / 4) for i in range(5)]
     if lrs == "several":
         members = [dataclasses.replace(member, lr=base.lr / (1 + i)) for i, member in enumerate(members)]
-    group = training.Group(members)
+    group = training.Group(members, torch.device(where))
     group.advance()
     x = data.load("digits").x_test
     for recipe, together in zip(members, group.networks(), strict=True):
-        torch.testing.assert_close(together(x), train(recipe)(x), atol=1e-4, rtol=0)
+        alone = Run(recipe, torch.device(where))
+        alone.advance()
+        torch.testing.assert_close(together(x), alone.network()(x), atol=1e-4, rtol=0)
     assert group.done and not together.training
 
 

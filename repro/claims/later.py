@@ -229,20 +229,27 @@ def _x5b(table, boot):
         within.append(
             np.stack([drawn.mean(axis=1), drawn.var(axis=1, ddof=1) if len(orders) > 1 else 0 * drawn[:, 0]], axis=-1)
         )
-    values = boot.networks(within, arms)  # (draws, networks, 2)
-    order = values[..., 1].mean(axis=1)
-    codes, _ = pd.factorize(arms)
-    groups = [values[:, codes == code, 0] for code in range(codes.max() + 1)]
-    spread = np.mean([group.var(axis=1, ddof=1) if group.shape[1] > 1 else 0 * group[:, 0] for group in groups], axis=0)
-    between = np.clip(spread - order / areas.size().min(), 0, None)
-    fraction = np.var([group.mean(axis=1) for group in groups], axis=0, ddof=1)
-    share = Effect.of("share of AUC's variance between fractions", fraction / (fraction + between + order))
+    components = _variances(boot.networks(within, arms), arms, areas.size().min())
+    share = Effect.of("share of AUC's variance between fractions", components["fractions"] / sum(components.values()))
     beside = [
-        Effect.of(f"SD of AUC between {what}", np.sqrt(variance), judged=False)
-        for what, variance in (("fractions", fraction), ("networks", between), ("orders", order))
+        Effect.of(f"SD of AUC between {what}", np.sqrt(variance), judged=False) for what, variance in components.items()
     ]
     notes = [*size_notes(arms), "the share is biased upwards: fractions differ by their few networks, too"]
     return [share, *beside], grade(share.above(0.5), share.estimate > 0.5), notes
+
+
+def _variances(values, arms, n_orders):
+    """Components of a nested analysis of variance, {what: (draws,)}, of (draws, networks, 2): each network's mean and variance
+    over its orders. The variance of networks' means contains that of orders, divided by their number."""
+    codes, _ = pd.factorize(arms)
+    means = [values[:, codes == code, 0] for code in range(codes.max() + 1)]  # (draws, networks) of every fraction
+    within = np.mean([group.var(axis=1, ddof=1) if group.shape[1] > 1 else 0 * group[:, 0] for group in means], axis=0)
+    orders = values[..., 1].mean(axis=1)
+    return {
+        "fractions": np.var([group.mean(axis=1) for group in means], axis=0, ddof=1),
+        "networks": np.clip(within - orders / n_orders, 0, None),
+        "orders": orders,
+    }
 
 
 @claim("X5c", "x5", "corruption", "value", *CURVE, paper=CONTROL, per_dataset=True)

@@ -120,7 +120,7 @@ def _c3b(table, boot):
     effects = [rho, *(Effect.of(name, draws, judged=False) for name, draws in beside.items())]
     notes = [
         *size_notes([0] * len(networks)),
-        "normalised AUC: divided by the unablated accuracy, which is how this reads the rule's AUC, for panel 3b draws it so; "
+        "normalised AUC: divided by the unablated accuracy; we read the rule's AUC so, because panel 3b draws it so; "
         "raw AUC, and training accuracy held fixed, stand beside it",
     ]
     return effects, grade(rho.below(0), rho.estimate < 0), notes
@@ -397,7 +397,7 @@ def _snapshots(table, boot):
     """Of every network: epochs (E,), both `AREAS` with orders resampled (draws, 2, E), test loss (E,)."""
     by = ["network", "epoch", "order"]
     if table.groupby(by[:2])["test_loss"].nunique().gt(1).any():
-        raise ValueError("table: expected one test_loss a network and epoch")
+        raise ValueError("table: expected one test_loss per network and epoch")
     areas = _areas(one_curve(table, *by), by).unstack("epoch")
     for network in table["network"].unique():
         loss = table[table["network"] == network].groupby("epoch")["test_loss"].first()

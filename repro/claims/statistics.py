@@ -8,7 +8,7 @@ from scipy import stats
 
 
 class Bootstrap:
-    """Resampling in two steps: networks, then what lies within each. Every axis of draws begins with the data as they are.
+    """Resampling in two steps: networks, then what lies within each. `draws[0]` is always the estimate: the data, not resampled.
 
     Parameters
     ----------
@@ -16,8 +16,8 @@ class Bootstrap:
         Draws besides the data; an axis of draws has one more entry.
     seed : int
     student : bool
-        Percentiles of means of a few networks lie too close together: move drawn networks away from the mean of their arm
-        until the percentiles are those of Student's t.
+        Widen intervals, which are too narrow for means of few networks, to those of Student's t: each drawn network moves away
+        from the mean of its arm by a factor.
     """
 
     def __init__(self, resamples, seed, student=False):

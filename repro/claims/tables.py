@@ -11,11 +11,11 @@ CURVE = ("order", "fraction_ablated", "accuracy")  # columns of a cumulative abl
 
 
 def networks_of(table, *columns):
-    """One row a network, in the table's order, of columns that must be constant within each."""
+    """One row per network, in the table's order, of columns that must be constant within each."""
     groups = check_table(table, "network", *columns).groupby("network", sort=False)[list(columns)]
     varying = groups.nunique(dropna=False).gt(1).any()
     if varying.any():
-        raise ValueError(f"table: expected one value a network in {', '.join(varying.index[varying])}")
+        raise ValueError(f"table: expected one value per network in {', '.join(varying.index[varying])}")
     return groups.first()
 
 
@@ -107,7 +107,7 @@ def alive_units(table, *columns):
 
 
 def size_notes(arms, within="orders"):
-    """Notes on the number of networks; `arms` has one entry a network, `within` is what is drawn within one, if anything."""
+    """Notes on the number of networks; `arms` has one entry per network, `within` is what is drawn within one, if anything."""
     sizes = pd.Series(arms).value_counts()
     each = f" in {len(sizes)} arms of at least {sizes.min()}" if len(sizes) > 1 else ""
     alone = f"the interval reflects {within} only" if within else "no interval"

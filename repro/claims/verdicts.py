@@ -24,9 +24,9 @@ BEFOREHAND = (
     "paper-again were trained after that."
 )
 HINDSIGHT = (
-    "These rules were written when the networks of the paper's figures had been measured, but for those of the preset "
-    "paper-again. With the others, X2a, X5a and X5b judge tables that were there; what X2a and X5a come to on digits could be "
-    "read off the verdicts of C7 and C4c."
+    "These rules were written when the networks of the paper's figures had been measured, except those of the preset "
+    "paper-again. On the other presets, the tables that X2a, X5a and X5b judge existed before their rules did, and what X2a and "
+    "X5a come to on digits could be inferred from the verdicts of C7 and C4c."
 )
 FEW = 3  # effects that are shown at once
 

@@ -1,4 +1,4 @@
-"""One dot a network (Figs. 3b, 4b, 4c) or one dot a unit (Figs. 7, A3, A4)."""
+"""One dot per network (Figs. 3b, 4b, 4c) or one dot per unit (Figs. 7, A3, A4)."""
 
 import numpy as np
 from matplotlib.patheffects import Normal, Stroke
@@ -14,7 +14,7 @@ LINES = " · lines: least squares, networks pooled"
 
 
 def per_network(table, normalize=False):
-    """One row a network (and epoch): its AUC, mean over orders, beside what the table says of it.
+    """One row per network (and epoch): its AUC, mean over orders, beside what the table says of it.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def per_network(table, normalize=False):
 
 
 def scatter(ax, table, x, y, hue=None, lines=False):
-    """Draw one dot a row, with Spearman's rank correlation in the emptiest corner: of all dots or, where networks have several,
+    """Draw one dot per row, with Spearman's rank correlation in the emptiest corner: of all dots or, where networks have several,
     the mean of the networks' own. Where dots are units coloured by layer, also the mean of those within the layers of each
     network, which may have another sign.
 
@@ -140,13 +140,13 @@ def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
 
 
 def auc_against(ax, table, x="generalization_error", hue=None, normalize=False):
-    """Draw the AUC against a property of the network, one dot a network (Figs. 3b, 4c) or snapshot (Fig. 4b).
+    """Draw the AUC against a property of the network, one dot per network (Figs. 3b, 4c) or snapshot (Fig. 4b).
 
     Parameters
     ----------
     ax : matplotlib Axes
     table : DataFrame
-        Cumulative curves merged with history, or one row a network with a column `auc`.
+        Cumulative curves merged with history, or one row per network with a column `auc`.
     x, hue : str
         Columns, such as "generalization_error" (taken from the two accuracies if absent), "test_loss", "lr".
     normalize : bool
@@ -155,9 +155,9 @@ def auc_against(ax, table, x="generalization_error", hue=None, normalize=False):
     rows = per_network(table, normalize)
     _draw_dots(ax, rows, x, "auc", hue, lines=False)
     ax.set_ylabel(words.label("auc_normalized" if normalize else "auc"))
-    note = " · one dot a network"
+    note = " · one dot per network"
     if rows["network"].duplicated().any():
-        note = " · one dot a snapshot, one line a network"
+        note = " · one dot per snapshot, one line per network"
         for _, run in rows.sort_values("epoch").groupby("network"):
             ax.plot(words.values(run, x), run["auc"], color=look.GREY, alpha=0.6, linewidth=0.7, zorder=1.5)
     look.corner_note(ax, words.note(table) + note)

@@ -260,9 +260,9 @@ class Figure:
 
 
 def _palette(png):
-    """A PNG with a palette of 256 colours, chosen for it: a third of the bytes, and hardly a difference to the eye. The
-    colours must cover the widest range: by their share of the area, those of dots and lines would run into each other. They
-    are then moved to the means of what they stand for: greys remain grey."""
+    """A PNG with a palette of 256 colours, chosen for it: a third of the bytes, and hardly a difference to the eye. They are
+    spread over all colours, as by their share of the area those of dots and lines would be lost, then moved to the means of
+    what they stand for, so that greys remain grey."""
     content = io.BytesIO()
     with Image.open(io.BytesIO(png)) as picture:
         colors = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)

@@ -1,4 +1,4 @@
-"""A number a network against another: dots for networks, lines through their means (later work, X2 to X5)."""
+"""A number per network against another: dots for networks, lines through their means (later work, X2 to X5)."""
 
 import numpy as np
 from matplotlib.ticker import FixedLocator
@@ -10,7 +10,7 @@ from repro.plots.lines import log_epochs
 
 
 def means(ax, table, x, y, hue=None, scale="linear"):
-    """Draw one dot a row and lines through the means at each `x`.
+    """Draw one dot per row and lines through the means at each `x`.
 
     Dots of different levels stand side by side where there are few levels, and so do networks where each has several rows;
     then a dash marks the mean of each network. Many levels get no dots, but a bold line through the means of all.
@@ -19,7 +19,7 @@ def means(ax, table, x, y, hue=None, scale="linear"):
     ----------
     ax : matplotlib Axes
     table : DataFrame
-        A row a network (for each `x` and level of `hue`); rows without `y` are left out.
+        A row per network (for each `x` and level of `hue`); rows without `y` are left out.
     x, y : str
         Columns.
     hue : str, optional

@@ -94,8 +94,8 @@ def by_depth(ax, table, column="selectivity"):
     layers = look.levels(data, "depth")
     palette = look.colors("depth", layers)
     ridges = {layer: density(rows["_x"], grid, low, high) for layer, rows in data.groupby("depth")}
-    # Ridges have equal areas; a tall one reaches over 0.9 layers where there are two, over 3 of forty-nine, the tallest 1.6
-    # times as far.
+    # Ridges have equal areas. Four of five stay below 0.9 layers where there are two, below 3.2 where there are 49; the tallest
+    # may be 1.6 times as high.
     overlap = np.interp(len(layers), [2, 11, 49], [0.9, 1.9, 3.2])
     tops = [ridge.max() for ridge in ridges.values()]
     unit = overlap / max(np.quantile(tops, 0.8), max(tops) / 1.6)

@@ -48,7 +48,7 @@ class Importance(Diagram):
     Parameters
     ----------
     recipes : sequence of Recipe
-        Of one architecture; all their units are drawn together, one dot a unit.
+        Of one architecture; all their units are drawn together, one dot per unit.
 
     Attributes
     ----------
