@@ -6,7 +6,6 @@ are no units: random ones, projected out.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import nn
 
 from repro import ablation, selectivity
 from repro.ablation import points
-from repro.checks import check_integer, check_table
+from repro.checks import check_integer, check_table, renamed
 from repro.evaluation import check_scores, evaluating, score_columns, scores
 from repro.graph import already_warned
 from repro.units import Cut, prepare
@@ -174,10 +173,8 @@ def ranked(
     """
     if not isinstance(by, list | tuple) or not by or any(name not in PROPERTIES for name in by):
         raise ValueError(f"by: expected some of {', '.join(PROPERTIES)}, got {by!r}")
-    try:
+    with renamed({"x": "x_test", "y": "y_test"}):
         units = selectivity.table(model, x_test, y_test, layers)
-    except ValueError as error:  # which calls them x and y
-        raise ValueError(re.sub(r"^([xy]):", r"\1_test:", str(error))) from error
     with already_warned():
         if "importance" in by:
             units = units.merge(ablation.single_unit(model, x_test, y_test, layers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 
@@ -12,6 +13,18 @@ from torch import nn
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 MOST_LISTED = 20  # layers that a message lists
+
+
+@contextlib.contextmanager
+def renamed(names: Mapping[str, str]):
+    """Within, a ValueError that blames an argument, a key of `names`, blames what the caller calls it."""
+    try:
+        yield
+    except ValueError as error:
+        argument, colon, what = str(error).partition(":")
+        if argument not in names:
+            raise
+        raise ValueError(f"{names[argument]}{colon}{what}") from error
 
 
 def check_model(model: nn.Module) -> nn.Module:

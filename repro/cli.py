@@ -23,6 +23,7 @@ import joblib
 from tqdm import tqdm
 
 from repro import __version__, execution, keeping, notebooks, store
+from repro.checks import check_model, renamed
 from repro.notebooks import NAMES, Refused, chosen, defaults, environment, read, replay
 
 SHELL = {"analyses": "--analysis"} | {name: f"--{name}" for name in ("data", "layers", "outputs", "images")}
@@ -202,10 +203,10 @@ def _device(options):
     from repro.training import device
 
     try:
-        with environment(REPRO_DEVICE=options.device):
+        with environment(REPRO_DEVICE=options.device), renamed({"REPRO_DEVICE": "--device"}):
             return device()
     except ValueError as error:
-        raise Refused(str(error).replace("REPRO_DEVICE", "--device")) from error
+        raise Refused(error) from error
 
 
 def _check_folder(path: Path) -> None:
@@ -340,7 +341,6 @@ def measure_own(options) -> int:
 
     from repro import summary
     from repro.analyses import ANALYSES, each_table
-    from repro.checks import check_model
     from repro.data import Dataset
 
     device = _device(options)
@@ -349,22 +349,22 @@ def measure_own(options) -> int:
     kind, colon, _ = options.data.partition(":")
     try:
         tables = {}
-        for name, table in each_table(
-            check_model(model).to(device),
-            _made("--data", options.data, Dataset) if colon and kind != "folder" else options.data,
-            [name.replace("-", "_") for name in options.analysis],
-            layers=options.layers,
-            outputs=options.outputs,
-            images=options.images,
-        ):
-            tables[name] = table
-            path = options.out / f"{name.replace('_', '-')}.parquet"
-            store.write_whole(path, table.to_parquet(index=False))
-            store.write_whole(path.with_suffix(".csv"), table.to_csv(index=False).encode())
-            tqdm.write(f"{path} and .csv: {len(table)} rows")
+        with renamed(SHELL):
+            for name, table in each_table(
+                check_model(model).to(device),
+                _made("--data", options.data, Dataset) if colon and kind != "folder" else options.data,
+                [name.replace("-", "_") for name in options.analysis],
+                layers=options.layers,
+                outputs=options.outputs,
+                images=options.images,
+            ):
+                tables[name] = table
+                path = options.out / f"{name.replace('_', '-')}.parquet"
+                store.write_whole(path, table.to_parquet(index=False))
+                store.write_whole(path.with_suffix(".csv"), table.to_csv(index=False).encode())
+                tqdm.write(f"{path} and .csv: {len(table)} rows")
     except ValueError as error:
-        argument, colon, what = str(error).partition(": ")
-        raise Refused(f"{SHELL.get(argument, argument)}{colon}{what}") from error
+        raise Refused(error) from error
     print(summary.write(tables, options.out))
     there = {path.stem.replace("-", "_") for path in options.out.glob("*.parquet")} & ANALYSES.keys()
     if others := sorted(there - tables.keys()):

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
 import pkgutil
-import platform
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import joblib
@@ -28,14 +26,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from repro import data, store
+from repro import checkpoints, data, store
 from repro.analyses import ANALYSES, SPLITS, check_count, check_options, check_written, images_in_words, plain, some_of
 from repro.analyses import measure_model as measure_model  # of a network without a recipe
-from repro.recipe import FORMAT, Recipe, build, check_recipes, digest, key, training_set
-from repro.training import Group, Run, device, together
+from repro.checkpoints import network as network  # by recipe
+from repro.recipe import FORMAT, Recipe, check_recipes, digest, key, training_set
+from repro.training import device
 
-AT_ONCE = 64  # networks that train together on a GPU
-SAVE_EVERY = 60  # seconds between stored states of a network in training
 WORKERS_WITHIN = 600  # seconds that a cluster has for its first worker: batch systems let jobs wait
 
 
@@ -113,7 +110,7 @@ def measure(
     tables = {w: store.read_columns(w.path, w.origin) for w in wanted}
     missing = [w for w, table in tables.items() if table is None]
     if missing and compute == "nothing":
-        raise Missing(_untrained(missing), [w.title for w in missing])
+        raise Missing(checkpoints.missing(_epochs(missing)), [w.title for w in missing])
     if missing:
         _compute(missing, jobs or _processes())
         tables |= {w: store.read_columns(w.path, w.origin) for w in missing}
@@ -143,7 +140,7 @@ def _list(
         raise ValueError("epochs: expected at least one epoch, or None for the end of training")
     _check(analysis, recipes, split, epochs, images, compute, jobs, options)
     return [
-        _Wanted(analysis, recipe, split, _snapshot(recipe, epoch), images, options)
+        _Wanted(analysis, recipe, split, checkpoints.snapshot(recipe, epoch), images, options)
         for recipe in recipes
         for epoch in epochs or [None]
     ]
@@ -212,7 +209,15 @@ class _Wanted:
         arguments = [tensor.to(on) for split in splits for tensor in some_of(parts[split], self.images)]
         table = kind.function(model.to(on), *arguments, **self.options)
         model.to("cpu")
-        store.write_table(self.path, table, self.origin, _made(start))
+        store.write_table(self.path, table, self.origin, checkpoints.made(start))
+
+
+def _epochs(wanted: Iterable[_Wanted]) -> dict[Recipe, set[int | None]]:
+    """The networks that tables are of, and when."""
+    epochs: dict[Recipe, set[int | None]] = {}
+    for w in wanted:
+        epochs.setdefault(w.recipe, set()).add(w.epoch)
+    return epochs
 
 
 def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> None:
@@ -225,11 +230,6 @@ def _check(analysis, recipes, split, epochs, images, compute, jobs, options) -> 
     check_count("jobs", jobs)
     check_options(analysis, options)
     check_written(options)
-
-
-def _snapshot(recipe: Recipe, epoch: int | None) -> int | None:
-    """The epoch as files are named by it: None at the end of training, so that the last snapshot is the network itself."""
-    return None if epoch == recipe.epochs else epoch
 
 
 # Computing what is missing --------------------------------------------------------------------------------------------
@@ -250,11 +250,11 @@ def _compute(missing: list[_Wanted], jobs: int) -> None:
         groups.setdefault(w.recipe, []).append(w)
     title = f"{missing[0].analysis}, {missing[0].recipe.model} on {missing[0].recipe.dataset}"
     _tell("planned", len(missing))
-    _warn_of_others(_untrained(missing))
+    _warn_of_others(checkpoints.missing(_epochs(missing)))
     with tqdm(total=len(missing), unit="table", desc=title, delay=1) as bar:
         cluster = os.environ.get("REPRO_SCHEDULER")
         if not cluster and device().type == "cuda":  # on a CPU each network trains alone, on a core of its own
-            _train_together(groups)
+            checkpoints.train_together(_epochs(missing))
         if cluster or (jobs > 1 and len(groups) > 1):
             with _workers(jobs) as surroundings:
                 parent, queue = None if cluster else os.getpid(), deque(groups.values())
@@ -369,7 +369,7 @@ def _compute_group(group: list[_Wanted], quiet: bool = False) -> None:
     wanted = [w for w in group if not w.path.exists()]  # another process may have been faster
     if wanted:
         recipe = wanted[0].recipe
-        models = _networks(recipe, [w.epoch for w in wanted], quiet)
+        models = checkpoints.obtain(recipe, [w.epoch for w in wanted], quiet)
         for w in wanted:
             w.compute(models[w.epoch])
 
@@ -379,121 +379,3 @@ def _tell(what: str, number: int) -> None:
     if path := os.environ.get("REPRO_PROGRESS"):
         with open(path, "a") as file:
             file.write(f"{what} {number}\n")
-
-
-@torch.inference_mode(False)  # it may have to be trained, or is to be
-def network(recipe: Recipe, epoch: int | None = None) -> nn.Module:
-    """The network of a recipe, read from the store or trained now; `epoch`: as it was after so many epochs."""
-    check_recipes("recipe", [recipe], [] if epoch is None else [epoch], "epoch")
-    epoch = _snapshot(recipe, epoch)
-    with store.lock(recipe.key):
-        return _networks(recipe, [epoch])[epoch]
-
-
-def _networks(recipe: Recipe, epochs: Sequence[int | None], quiet: bool = False) -> dict[int | None, nn.Module]:
-    """Networks after some epochs (None: the last), read or trained; the caller holds the recipe's lock."""
-    models = {epoch: _read(recipe, epoch) for epoch in epochs}
-    if None in models.values():
-        _train(recipe, [epoch for epoch, model in models.items() if model is None and epoch is not None], quiet)
-        models = {epoch: _read(recipe, epoch) for epoch in epochs}
-    # Here and not where a network is trained: a process may be killed when it has written all, and its last state stays.
-    if store.network_path(recipe.key).exists():  # else the state is that of a training which is to go on
-        store.state_path(recipe.key).unlink(missing_ok=True)
-    return models
-
-
-def _train(recipe: Recipe, snapshots: Sequence[int], quiet: bool = False) -> None:
-    """Train, store the snapshots and the final network; go on from the stored state of an interrupted run."""
-    start = saved = time.monotonic()
-    run = Run(recipe)
-    # A network that is there stays as it is: only its snapshots are wanted.
-    last = max(snapshots) if store.network_path(recipe.key).exists() else recipe.epochs
-    work = store.state_path(recipe.key)
-    state = store.read_tensors(work, _origin(recipe, None))
-    if state is not None:
-        passed = [epoch for epoch in snapshots if epoch <= int(state["epoch"])]
-        if all(store.network_path(recipe.key, epoch).exists() for epoch in passed):
-            run.resume(state)
-    title = f"training {recipe.key}"
-    with tqdm(total=last, initial=run.epoch, unit="epoch", desc=title, leave=False, delay=2, disable=quiet) as bar:
-        while True:
-            if run.epoch in snapshots:
-                _write(recipe, run.epoch, run.network(), start)
-            if run.done or run.epoch >= last:
-                break
-            run.advance()
-            bar.update()
-            bar.set_postfix(accuracy=f"{run.accuracy:.3f}", refresh=False)
-            if not run.done and time.monotonic() - saved > SAVE_EVERY:
-                store.write_tensors(work, run.state(), _origin(recipe, None), _made(start))
-                saved = time.monotonic()
-    for epoch in snapshots:
-        if epoch > run.epoch:  # all images were memorized before: more training would not have happened
-            _write(recipe, epoch, run.network(), start)
-    if run.done:
-        _write(recipe, None, run.network(), start)
-
-
-def _train_together(wanted: dict[Recipe, list[_Wanted]]) -> None:
-    """Train in groups those missing networks that can be, and store them; the others are trained one by one, later."""
-    groups = together(_untrained(list(itertools.chain.from_iterable(wanted.values()))))
-    for members in (group[first : first + AT_ONCE] for group in groups for first in range(0, len(group), AT_ONCE)):
-        with contextlib.ExitStack() as locks:
-            free = [recipe for recipe in members if locks.enter_context(store.lock(recipe.key, wait=False))]
-            free = _untrained([w for recipe in free for w in wanted[recipe]])  # what nobody made in the meantime
-            if len(free) > 1:
-                # If one diverges, all train alone: then it is seen which, and the others lose nothing by it. So they do if
-                # the GPU is too small for all of them.
-                with contextlib.suppress(FloatingPointError, torch.OutOfMemoryError):
-                    _train_group(free, {w.epoch for recipe in free for w in wanted[recipe]} | {None})
-    torch.cuda.empty_cache()  # what the groups took is left to the processes that measure
-
-
-def _train_group(recipes: list[Recipe], epochs: set[int | None]) -> None:
-    """Train networks as one group, and store them as they are after some epochs (None: the last)."""
-    start, group = time.monotonic(), Group(recipes)
-    for _ in tqdm(range(recipes[0].epochs + 1), unit="epoch", desc=f"training {len(recipes)} networks"):
-        if (epoch := _snapshot(recipes[0], group.epoch)) in epochs:
-            for recipe, model in zip(recipes, group.networks(), strict=True):
-                _write(recipe, epoch, model, start)
-        if not group.done:
-            group.advance()
-
-
-def _origin(recipe: Recipe, epoch: int | None) -> dict:
-    return plain({"recipe": asdict(recipe), "format": FORMAT} | ({} if epoch is None else {"epoch": epoch}))
-
-
-def _made(start: float) -> dict:
-    """Where, and in how many seconds, something was made since `start`."""
-    on = device()
-    name = torch.cuda.get_device_name(on) if on.type == "cuda" else platform.machine()
-    return {"device": name, "seconds": round(time.monotonic() - start, 2)}
-
-
-def _write(recipe: Recipe, epoch: int | None, model: nn.Module, start: float) -> None:
-    path = store.network_path(recipe.key, epoch)
-    if path.exists():  # tables were measured on it, and another machine rounds otherwise
-        return
-    parameters = {name for name, _ in model.named_parameters()}  # batch-norm statistics stay in full precision
-    tensors = {name: t.half() if name in parameters else t for name, t in model.state_dict().items()}
-    store.write_tensors(path, tensors, _origin(recipe, epoch), _made(start))
-
-
-def _read(recipe: Recipe, epoch: int | None) -> nn.Module | None:
-    path = store.network_path(recipe.key, epoch)
-    tensors = store.read_tensors(path, _origin(recipe, epoch))
-    if tensors is None:
-        return None
-    model = build(recipe)
-    try:
-        model.load_state_dict({name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()})
-    except RuntimeError as error:  # a whole file, but of another network
-        raise store.damaged(path, error) from error
-    return model.eval().requires_grad_(False)
-
-
-def _untrained(missing: list[_Wanted]) -> list[Recipe]:
-    """Recipes of which a network that these tables need is not in the store."""
-    needed = dict.fromkeys(w.recipe for w in missing if not store.network_path(w.recipe.key, w.epoch).exists())
-    return list(needed)

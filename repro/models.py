@@ -6,7 +6,6 @@ their position in the network, as torchvision's feature extraction names them: s
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -14,8 +13,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from repro.checks import is_integer, is_number
+from repro.checks import is_integer, is_number, renamed
 
+SMALL = 64  # pixels: a ResNet-50 of smaller images has no stride in its first layers
 MOST, MOST_WEIGHTS = 2**20, 2**32  # units of a layer, weights of a network: beyond, a number was mistyped
 CHANNELS = (64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512)
 STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
@@ -269,12 +269,12 @@ def build(
     check_options(model, strides, batch_norm, dropout)
     if init not in INITS:
         raise ValueError(f"init: expected one of {', '.join(INITS)}, got {init!r}")
-    if init == "pretrained" and (model, classes, width or 1, image[-1] < 64) != ("resnet50", 1000, 1, False):
+    if init == "pretrained" and (model, classes, width or 1, image[-1] < SMALL) != ("resnet50", 1000, 1, False):
         raise ValueError("init: published weights are for a resnet50 of full width with ImageNet's 1,000 classes")
     # torch.manual_seed would seed GPUs too: so all is drawn on the CPU, whatever torch's default device is.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(int(seed))
-        try:
+        with renamed({"widths": "width", "channels": "width"}):
             if model == "mlp":
                 widths = width if isinstance(width, tuple) else [width or 128] * 2
                 network = mlp(int(torch.Size(image).numel()), widths, classes, dropout)
@@ -282,9 +282,7 @@ def build(
                 channels = [max(1, round((width or 1) * n)) for n in CHANNELS]
                 network = convnet(channels, STRIDES if strides is None else strides, classes, image[0], batch_norm)
             else:
-                network = resnet50(classes, width or 1, image[0], small_images=image[-1] < 64)
-        except ValueError as error:  # which calls the width what it is made into
-            raise ValueError(re.sub("^(widths|channels):", "width:", str(error))) from error
+                network = resnet50(classes, width or 1, image[0], small_images=image[-1] < SMALL)
         if init == "torch":
             for m in network.modules():
                 if hasattr(m, "reset_parameters"):

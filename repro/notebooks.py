@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from repro import store
 
-FOLDER = store.HERE / "notebooks"
+FOLDER = store.REPOSITORY / "notebooks"
 NAMES = [*(f"fig{i}" for i in range(1, 8)), *(f"figA{i}" for i in range(1, 5)), *(f"x{i}" for i in range(1, 6))]
 
 

@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 
-HERE = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[1]
 FORMAT = "1"
 SEAL = b"repro-sha256:"
 BLANK = b"0" * 64
@@ -51,12 +51,12 @@ class Damaged(Exception):
 
 def root() -> Path:
     """The store's folder: REPRO_STORE, by default ``data`` beside the library."""
-    return Path(os.environ.get("REPRO_STORE") or HERE / "data")
+    return Path(os.environ.get("REPRO_STORE") or REPOSITORY / "data")
 
 
 def figures(preset: str) -> Path:
     """Where the pictures of a preset go: a folder of REPRO_FIGURES, by default of ``figures`` beside the library."""
-    return Path(os.environ.get("REPRO_FIGURES") or HERE / "figures") / plain_name("preset", preset)
+    return Path(os.environ.get("REPRO_FIGURES") or REPOSITORY / "figures") / plain_name("preset", preset)
 
 
 def plain_name(argument: str, name: str) -> str:
@@ -325,7 +325,7 @@ def read_entry(path: Path) -> Entry:
 @functools.cache
 def made_with() -> dict[str, str]:
     """Versions and commit that files written by this process were made with."""
-    git = ["git", "-C", str(HERE)]
+    git = ["git", "-C", str(REPOSITORY)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         dirty = subprocess.run([*git, "status", "--porcelain", "repro"], capture_output=True, text=True).stdout

@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.models import WeightsEnum
 
-from repro import ablation, claims, data, experiment, noise, plots, selectivity, store, training
+from repro import ablation, checkpoints, claims, data, experiment, noise, plots, selectivity, store, training
 from repro.experiment import Missing, measure
 from repro.recipe import build, training_set
 from repro.training import Recipe, train
@@ -58,18 +58,18 @@ def trained(monkeypatch):
             keys.append(recipe.key)
             super().__init__(recipe, *arguments)
 
-    monkeypatch.setattr(experiment, "Run", Counted)
+    monkeypatch.setattr(checkpoints, "Run", Counted)
     return keys
 
 
 def forbid(monkeypatch, *names):
-    """Let functions that `experiment` uses fail when they are called."""
+    """Let functions that `experiment` and `checkpoints` use fail when they are called."""
 
     def fail(*arguments, **_):
         raise AssertionError(f"called with {arguments}")
 
     for name in names:
-        monkeypatch.setattr(experiment, name, fail)
+        monkeypatch.setattr(experiment if name == "training_set" else checkpoints, name, fail)
 
 
 def forbid_data(monkeypatch):
@@ -169,9 +169,9 @@ def test_a_table_tells_the_device_that_measured_it(monkeypatch):
     table = measure("history", [RECIPE])
     assert table["history_device"].tolist() == [platform.machine()]
     assert all(store.read_entry(path).made["device"] == platform.machine() for path in store.paths())
-    monkeypatch.setattr(experiment, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(checkpoints, "device", lambda: torch.device("cuda"))
     assert measure("history", [RECIPE])["history_device"].tolist() == [platform.machine()]  # where it was measured
-    assert experiment._made(time.monotonic())["device"] == "NVIDIA H100"
+    assert checkpoints.made(time.monotonic())["device"] == "NVIDIA H100"
 
 
 def rewrite(wanted, made):
@@ -458,7 +458,7 @@ def test_bad_values_are_named(argument, options):
 
 SCRIPT = """
     import os, signal, sys, time
-    from repro import experiment
+    from repro import checkpoints, experiment
     from repro.training import Recipe, Run
 
     def say(word):
@@ -472,7 +472,7 @@ SCRIPT = """
         def __init__(self, recipe, *arguments):
             say(recipe.key)
             super().__init__(recipe, *arguments)
-    experiment.Run = Counted
+    checkpoints.Run = Counted
 """
 
 
@@ -497,7 +497,7 @@ def test_two_processes_train_each_network_once(tmp_path, trained):
             def __init__(self, *arguments):
                 super().__init__(*arguments)
                 time.sleep(0.5)
-        experiment.Run = Slow
+        checkpoints.Run = Slow
         recipes = [Recipe("digits", width=16, epochs=20, seed=seed) for seed in range(6)]
         experiment.measure("history", recipes).to_parquet("theirs.parquet")
     """
@@ -515,7 +515,7 @@ def test_two_processes_train_each_network_once(tmp_path, trained):
 def test_a_network_killed_in_training_resumes_to_the_same_bits(tmp_path, monkeypatch, trained):
     # States are stored after every epoch; while that of epoch 5 is being written, the process is killed.
     body = """
-        experiment.SAVE_EVERY = -1
+        checkpoints.SAVE_EVERY = -1
         fsync = os.fsync
         def stuck(file):
             fsync(file)
@@ -554,7 +554,7 @@ def test_a_missing_snapshot_is_not_skipped_by_resuming():
     run = training.Run(RECIPE)
     run.advance()
     run.advance()
-    store.write_tensors(store.state_path(RECIPE.key), run.state(), experiment._origin(RECIPE, None))
+    store.write_tensors(store.state_path(RECIPE.key), run.state(), checkpoints._origin(RECIPE, None))
     table = measure("weights", [RECIPE], epochs=[0, 1])
     shorter = measure("weights", [dataclasses.replace(RECIPE, epochs=1)])
     assert table.loc[table["epoch"] == 1, "l1_norm"].tolist() == shorter["l1_norm"].tolist()
@@ -564,7 +564,7 @@ def test_the_last_state_of_a_process_that_was_killed_when_it_had_trained_goes():
     experiment.network(RECIPE)
     run = training.Run(RECIPE)
     run.advance()
-    store.write_tensors(store.state_path(RECIPE.key), run.state(), experiment._origin(RECIPE, None))
+    store.write_tensors(store.state_path(RECIPE.key), run.state(), checkpoints._origin(RECIPE, None))
     experiment.network(RECIPE)
     assert not store.state_path(RECIPE.key).exists() and store.network_path(RECIPE.key).exists()
 
@@ -574,7 +574,7 @@ def test_the_state_of_a_training_that_is_to_go_on_stays_when_a_snapshot_is_asked
     store.network_path(RECIPE.key).unlink(missing_ok=True)
     run = training.Run(RECIPE)
     run.advance()
-    store.write_tensors(store.state_path(RECIPE.key), run.state(), experiment._origin(RECIPE, None))
+    store.write_tensors(store.state_path(RECIPE.key), run.state(), checkpoints._origin(RECIPE, None))
     measure("weights", [RECIPE], epochs=[0])
     assert store.state_path(RECIPE.key).exists()
 
@@ -599,8 +599,8 @@ def test_networks_that_do_not_fit_together_train_alone(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     recipes = [dataclasses.replace(RECIPE, seed=seed) for seed in range(2)]
-    monkeypatch.setattr(experiment, "Group", full)
-    experiment._train_together({recipe: experiment._list("history", [recipe]) for recipe in recipes})
+    monkeypatch.setattr(checkpoints, "Group", full)
+    checkpoints.train_together({recipe: {None} for recipe in recipes})
     assert not list(store.paths())
     assert len(measure("history", recipes)) == 2
 
@@ -608,8 +608,8 @@ def test_networks_that_do_not_fit_together_train_alone(monkeypatch):
 def test_one_that_diverges_does_not_cost_its_group_their_training():
     diverges = dataclasses.replace(RECIPE, lr=1e30)
     sound = [dataclasses.replace(RECIPE, seed=seed) for seed in range(2)]
-    wanted = {recipe: experiment._list("history", [recipe]) for recipe in [*sound, diverges]}
-    experiment._train_together(wanted)
+    wanted = {recipe: {None} for recipe in [*sound, diverges]}
+    checkpoints.train_together(wanted)
     assert not store.paths()
     with pytest.raises(FloatingPointError, match="diverged"):
         measure("history", [diverges])
@@ -618,13 +618,13 @@ def test_one_that_diverges_does_not_cost_its_group_their_training():
 
 def test_a_group_leaves_out_what_another_process_has_made():
     recipes = [dataclasses.replace(RECIPE, seed=seed) for seed in range(3)]
-    wanted = {recipe: experiment._list("history", [recipe]) for recipe in recipes}
+    wanted = {recipe: {None} for recipe in recipes}
     experiment.network(recipes[0])
     trained = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "_untrained", _once_blind(experiment._untrained))
-        patch.setattr(experiment, "_train_group", lambda group, _: trained.append(group))
-        experiment._train_together(wanted)
+        patch.setattr(checkpoints, "missing", _once_blind(checkpoints.missing))
+        patch.setattr(checkpoints, "_train_group", lambda group, _: trained.append(group))
+        checkpoints.train_together(wanted)
     assert trained == [recipes[1:]]
 
 
@@ -640,10 +640,10 @@ def test_a_group_locks_no_more_networks_than_it_trains(monkeypatch):
             yield mine
             held.remove(key)
 
-    monkeypatch.setattr(experiment, "AT_ONCE", 2)
+    monkeypatch.setattr(checkpoints, "AT_ONCE", 2)
     monkeypatch.setattr(store, "lock", counted)
-    monkeypatch.setattr(experiment, "_train_group", lambda group, _: groups.append((group, len(held))))
-    experiment._train_together({recipe: experiment._list("history", [recipe]) for recipe in recipes})
+    monkeypatch.setattr(checkpoints, "_train_group", lambda group, _: groups.append((group, len(held))))
+    checkpoints.train_together({recipe: {None} for recipe in recipes})
     assert groups == [(recipes[:2], 2), (recipes[2:4], 2)]  # the last one trains alone
 
 
@@ -668,7 +668,7 @@ def _once_blind(function):
 
     def seen(wanted):
         calls.append(1)
-        return list(dict.fromkeys(w.recipe for w in wanted)) if len(calls) == 1 else function(wanted)
+        return list(wanted) if len(calls) == 1 else function(wanted)
 
     return seen
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from repro import data, experiment, models, noise, training, units
+from repro import checkpoints, data, experiment, models, noise, training, units
 from repro.analyses import ANALYSES
 from repro.evaluation import PRODUCTS, evaluating, full_precision
 from repro.training import Group, Recipe, Run, fastest
@@ -120,9 +120,9 @@ def test_experiment(monkeypatch, tmp_path):
     expected = [call() for call in calls]
     monkeypatch.setenv("REPRO_STORE", str(tmp_path / "gpu"))
     # A device with its number: without one torch asks the driver which is current.
-    for module in (training, experiment):
+    for module in (training, checkpoints, experiment):
         monkeypatch.setattr(module, "device", lambda: GPU)
-    monkeypatch.setattr(experiment, "SAVE_EVERY", 0)
+    monkeypatch.setattr(checkpoints, "SAVE_EVERY", 0)
     with gpu(), full_precision():
         found = [call() for call in calls]
     for table, other in zip(found, expected, strict=True):

@@ -176,6 +176,7 @@ ORDER = [
     "recipe",
     "training",
     "store",
+    "checkpoints",
     "experiment",
 ]
 ORDER += ["claims", "plots", "summary", "widgets", "notebooks", "kernel", "execution", "keeping", "site", "cli"]

@@ -101,7 +101,7 @@ def test_what_is_not_there_is_none(kind):
 def test_the_folder_of_the_store(monkeypatch, tmp_path):
     assert store.root() == tmp_path / "store"
     monkeypatch.delenv("REPRO_STORE")
-    assert store.root() == store.HERE / "data"
+    assert store.root() == store.REPOSITORY / "data"
     assert store.network_path("k", 5).name == "k@5.safetensors"
 
 

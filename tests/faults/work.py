@@ -19,7 +19,7 @@ import torch
 import torch._dynamo
 import torchvision.models.feature_extraction  # noqa: F401
 
-from repro import data, experiment, plots, store
+from repro import checkpoints, data, experiment, plots, store
 from repro.training import Recipe
 
 torch.set_num_threads(1)
@@ -37,7 +37,7 @@ SNAPSHOTS = [0, 1]
 def train():
     for recipe in RECIPES:
         with store.lock(recipe.key):
-            experiment._networks(recipe, [*SNAPSHOTS, None], quiet=True)
+            checkpoints.obtain(recipe, [*SNAPSHOTS, None], quiet=True)
 
 
 def measure():
@@ -61,7 +61,7 @@ def work(folder, before=(), doomed=None, moment=0, counting=False):
     os.environ |= {"REPRO_STORE": str(folder / "data"), "REPRO_FIGURES": str(folder / "figures"), "REPRO_DEVICE": "cpu"}
     for stream in (1, 2):
         os.dup2(os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    experiment.SAVE_EVERY = -1  # a state after every epoch
+    checkpoints.SAVE_EVERY = -1  # a state after every epoch
     for happen, *arguments in before:
         happen(*arguments)
     counts = {}
@@ -127,4 +127,4 @@ def turn_the_clock(seed):
     rng = random.Random(seed)
     for name in ("time", "monotonic", "perf_counter"):
         setattr(time, name, lambda: rng.uniform(-1, 1) * 3e7)
-    experiment.SAVE_EVERY = 60
+    checkpoints.SAVE_EVERY = 60
