@@ -59,32 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="repro", description="Reproduce every figure of Morcos et al. (2018).")
     parser.add_argument("--version", action="version", version=f"repro {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    device = {"choices": ("auto", "cpu", "cuda"), "default": os.environ.get("REPRO_DEVICE", "auto")}
-
-    figures = commands.add_parser("figures", help="run the notebooks and draw their figures")
-    figures.add_argument("names", nargs="*", metavar="NAME", help=f"notebooks, by default all: {' '.join(NAMES)}")
-    figures.add_argument(
-        "--preset", default="digits", help="digits (default): small, no download; paper: the paper's scale"
-    )
-    figures.add_argument(
-        "--fresh",
-        action="store_true",
-        help="train and measure everything anew, or go on with such a run",
-    )
-    figures.add_argument("--jobs", type=int, help="processes (default: one a core; on a GPU one, which shares it out)")
-    outcome = figures.add_mutually_exclusive_group()
-    outcome.add_argument("--in-place", action="store_true", help="keep the outputs in the notebooks themselves")
-    outcome.add_argument(
-        "--tables-only", action="store_true", help="train and measure what is missing, draw nothing: needs no Jupyter"
-    )
-    figures.add_argument("--device", **device)
-    figures.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="train and measure on a Dask cluster")
-    figures.add_argument("--dry-run", action="store_true", help="only say what is missing, and about how long it takes")
-    figures.add_argument(
-        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="another value for a parameter of the notebooks, as YAML writes it",
-    )  # fmt: skip
-    figures.set_defaults(run=draw)
+    _add_figures(commands)
 
     listing = commands.add_parser("list", help="notebooks, what they ask, and their parameters")
     listing.set_defaults(run=list_notebooks)
@@ -93,26 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--preset", default="digits")
     report.set_defaults(run=print_report)
 
-    own = commands.add_parser("measure", help="measure a network of your own")
-    own.add_argument("model", metavar="MODULE:FUNCTION", help="a function that returns the network, an nn.Module")
-    own.add_argument(
-        "--data", required=True,
-        help="folder:PATH, digits, mnist, fashion_mnist, cifar10 or imagenet, standardised by the training images; "
-        "or MODULE:FUNCTION, which returns a repro.data.Dataset of images prepared as the network needs them",
-    )  # fmt: skip
-    own.add_argument(
-        "--analysis", type=names, default="single-unit,cumulative,noise,selectivity",
-        help="by commas (default: single-unit,cumulative,noise,selectivity)",
-    )  # fmt: skip
-    own.add_argument("--out", type=Path, required=True, help="folder for the tables and the summary")
-    own.add_argument("--layers", type=names, help="unit layers, by commas (default: all)")
-    own.add_argument(
-        "--outputs", type=integers, metavar="I,J,…",
-        help="the network's output for each class (default: one a class, in order)",
-    )  # fmt: skip
-    own.add_argument("--images", type=int, help="measure at most so many images of each split")
-    own.add_argument("--device", **device)
-    own.set_defaults(run=measure_own)
+    _add_measure(commands)
 
     stored = commands.add_parser("store", help="look after the stored networks and tables")
     stored.add_argument("action", choices=("ls", "verify", "gc"), help="gc: what no notebook asks for, with any preset")
@@ -131,6 +87,60 @@ def _parser() -> argparse.ArgumentParser:
     site.add_argument("--preset", default="digits", help="whose figures and scorecard it shows")
     site.set_defaults(run=write_site)
     return parser
+
+
+def _add_figures(commands) -> None:
+    figures = commands.add_parser("figures", help="run the notebooks and draw their figures")
+    figures.add_argument("names", nargs="*", metavar="NAME", help=f"notebooks, by default all: {' '.join(NAMES)}")
+    figures.add_argument(
+        "--preset", default="digits", help="digits (default): small, no download; paper: the paper's scale"
+    )
+    figures.add_argument(
+        "--fresh",
+        action="store_true",
+        help="train and measure everything anew, or go on with such a run",
+    )
+    figures.add_argument("--jobs", type=int, help="processes (default: one a core; on a GPU one, which shares it out)")
+    outcome = figures.add_mutually_exclusive_group()
+    outcome.add_argument("--in-place", action="store_true", help="keep the outputs in the notebooks themselves")
+    outcome.add_argument(
+        "--tables-only", action="store_true", help="train and measure what is missing, draw nothing: needs no Jupyter"
+    )
+    _add_device(figures)
+    figures.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="train and measure on a Dask cluster")
+    figures.add_argument("--dry-run", action="store_true", help="only say what is missing, and about how long it takes")
+    figures.add_argument(
+        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="another value for a parameter of the notebooks, as YAML writes it",
+    )  # fmt: skip
+    figures.set_defaults(run=draw)
+
+
+def _add_measure(commands) -> None:
+    own = commands.add_parser("measure", help="measure a network of your own")
+    own.add_argument("model", metavar="MODULE:FUNCTION", help="a function that returns the network, an nn.Module")
+    own.add_argument(
+        "--data", required=True,
+        help="folder:PATH, digits, mnist, fashion_mnist, cifar10 or imagenet, standardised by the training images; "
+        "or MODULE:FUNCTION, which returns a repro.data.Dataset of images prepared as the network needs them",
+    )  # fmt: skip
+    own.add_argument(
+        "--analysis", type=names, default="single-unit,cumulative,noise,selectivity",
+        help="by commas (default: single-unit,cumulative,noise,selectivity)",
+    )  # fmt: skip
+    own.add_argument("--out", type=Path, required=True, help="folder for the tables and the summary")
+    own.add_argument("--layers", type=names, help="unit layers, by commas (default: all)")
+    own.add_argument(
+        "--outputs", type=integers, metavar="I,J,…",
+        help="the network's output for each class (default: one a class, in order)",
+    )  # fmt: skip
+    own.add_argument("--images", type=int, help="measure at most so many images of each split")
+    _add_device(own)
+    own.set_defaults(run=measure_own)
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default=os.environ.get("REPRO_DEVICE", "auto"))
 
 
 def names(text: str) -> list[str]:
@@ -182,10 +192,7 @@ def draw(options) -> int:
     if not options.tables_only:
         write_scorecard(options.preset)
         _print_results(results, options.preset)
-    for name in failed:
-        output = results[name].get("output")  # papermill's, unless the process was killed before
-        drawn = f"\n  what it had drawn: {output}" if output and output.exists() else ""
-        print(f"\n{name} failed: {results[name]['error']}{drawn}", file=sys.stderr)
+    _print_failures({name: results[name] for name in failed})
     return 1 if failed else 0
 
 
@@ -251,6 +258,13 @@ def _print_results(results: dict[str, dict], preset: str) -> None:
         left_out = f"  (not in data/: {''.join(record['missing'])})" if record["missing"] else ""
         print(f"{name:9} {drawn or '–':9} {result['seconds']:7.1f}  {verdicts}{left_out}")
     print(f"\nfigures and scorecard: {store.figures(preset)}")
+
+
+def _print_failures(results: dict[str, dict]) -> None:
+    for name, result in results.items():
+        output = result.get("output")  # papermill's, unless the process was killed before
+        drawn = f"\n  what it had drawn: {output}" if output and output.exists() else ""
+        print(f"\n{name} failed: {result['error']}{drawn}", file=sys.stderr)
 
 
 def write_scorecard(preset: str) -> None:

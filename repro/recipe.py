@@ -100,55 +100,58 @@ class Recipe:
     alpha: float = 0.0
 
     def __post_init__(self):
-        def expect(field, holds, what):
-            if not holds:
-                raise ValueError(f"{field}: expected {what}, got {getattr(self, field)!r}")
-
-        def number(field, low=None, high=None, integer=False):
-            value = getattr(self, field)
-            largest = 2**63 - 1 if integer else sys.float_info.max
-            low, high = (-largest if low is None else low), (largest if high is None else high)
-            fits, what = (is_integer, "an integer") if integer else (is_number, "a number")
-            what += f" from {low}" * (low > -largest) + f" to {high}" * (high < largest)
-            expect(field, fits(value) and low <= value <= high, what)
-            object.__setattr__(self, field, int(value) if integer else float(value))  # so that 0 and 0.0 are one recipe
-
-        def choice(field, options):
-            value = getattr(self, field)
-            expect(field, isinstance(value, str) and value in options, "one of " + ", ".join(options))
-
-        expect("dataset", isinstance(self.dataset, str) and self.dataset, "the name of a data set")
-        choice("model", tuple(models.ABLATED_LAYERS))
-        choice("init", models.INITS)
-        choice("optimizer", ("sgd", "adam"))
-        choice("schedule", tuple(SCHEDULES))
-        choice("precision", ("float32", "bfloat16"))
-        number("corruption", 0, 1)
+        self._expect("dataset", isinstance(self.dataset, str) and self.dataset, "the name of a data set")
+        self._expect_one("model", tuple(models.ABLATED_LAYERS))
+        self._expect_one("init", models.INITS)
+        self._expect_one("optimizer", ("sgd", "adam"))
+        self._expect_one("schedule", tuple(SCHEDULES))
+        self._expect_one("precision", ("float32", "bfloat16"))
+        self._expect_number("corruption", 0, 1)
         for field in ("dropout", "momentum"):
-            number(field, 0, 1)
-            expect(field, getattr(self, field) < 1, "a number below 1")
+            self._expect_number(field, 0, 1)
+            self._expect(field, getattr(self, field) < 1, "a number below 1")
         for field in ("lr", "weight_decay"):
-            number(field, 0)
-        number("batch_size", 1, integer=True)
+            self._expect_number(field, 0)
+        self._expect_number("batch_size", 1, integer=True)
         for field in ("epochs", "seed"):
-            number(field, 0, integer=True)
-        number("alpha")
+            self._expect_number(field, 0, integer=True)
+        self._expect_number("alpha")
         if self.n_train is not None:
-            number("n_train", 1, integer=True)
+            self._expect_number("n_train", 1, integer=True)
         for field in ("batch_norm", "stop_when_memorized"):
-            expect(field, isinstance(getattr(self, field), bool), "True or False")
+            self._expect(field, isinstance(getattr(self, field), bool), "True or False")
+        self._check_architecture()
+
+    def _check_architecture(self):
+        """What a model can be asked for is what `models` says."""
         if isinstance(self.strides, list | tuple):
             whole = all(is_integer(n) and 0 < n <= models.MOST for n in self.strides)
-            expect("strides", whole and self.strides, "positive integers")
+            self._expect("strides", whole and self.strides, "positive integers")
             object.__setattr__(self, "strides", tuple(map(int, self.strides)))
         else:
-            expect("strides", self.strides is None, "a sequence of integers or None")
+            self._expect("strides", self.strides is None, "a sequence of integers or None")
         object.__setattr__(self, "width", models.check_width(self.model, self.width))
         published = self.model == "resnet50" and self.width in (None, 1)
-        expect(
-            "init", published or self.init != "pretrained", "he or torch, as published weights are a full resnet50's"
-        )
+        weights = "he or torch, as published weights are a full resnet50's"
+        self._expect("init", published or self.init != "pretrained", weights)
         models.check_options(self.model, self.strides, self.batch_norm, self.dropout)
+
+    def _expect(self, field, holds, what):
+        if not holds:
+            raise ValueError(f"{field}: expected {what}, got {getattr(self, field)!r}")
+
+    def _expect_one(self, field, options):
+        value = getattr(self, field)
+        self._expect(field, isinstance(value, str) and value in options, "one of " + ", ".join(options))
+
+    def _expect_number(self, field, low=None, high=None, integer=False):
+        value = getattr(self, field)
+        largest = 2**63 - 1 if integer else sys.float_info.max
+        low, high = (-largest if low is None else low), (largest if high is None else high)
+        fits, what = (is_integer, "an integer") if integer else (is_number, "a number")
+        what += f" from {low}" * (low > -largest) + f" to {high}" * (high < largest)
+        self._expect(field, fits(value) and low <= value <= high, what)
+        object.__setattr__(self, field, int(value) if integer else float(value))  # so that 0 and 0.0 are one recipe
 
     @property
     def key(self) -> str:

@@ -142,7 +142,7 @@ def _intact_dots(ax, intact, y, hue, palette, zero, span):
         ax.plot(zero * span**shift, mean * words.factor(y), "o", color=color, **dot)
 
 
-def training(ax, table, log=True, normalize=False):
+def training(ax, table, normalize=False):
     """Draw training and test loss (left axis) and the AUC (right axis) against the epoch (Fig. 4a).
 
     Bold are means over networks, thin each network, whose lowest test loss and highest AUC are marked by dots.
@@ -152,8 +152,6 @@ def training(ax, table, log=True, normalize=False):
     ax : matplotlib Axes
     table : DataFrame
         network, epoch, train_loss, test_loss, and either `auc` or cumulative curves to take it from.
-    log : bool
-        Whether epochs stand on a logarithmic axis.
     normalize : bool
         Whether the AUC is divided by the intact accuracy; only of curves.
 
@@ -181,20 +179,12 @@ def training(ax, table, log=True, normalize=False):
         if column != "train_loss":
             at, best = (runs.idxmax(), runs.max()) if column == "auc" else (runs.idxmin(), runs.min())
             axes.plot(at, best, linestyle="", color=color, clip_on=False, **dot)
-    first, last = data["epoch"].min(), data["epoch"].max()
-    if log:
-        log_epochs(ax, data["epoch"])
-    ax.set_xlim(first, last * 1.1 if log else last + 0.03 * (last - first))  # room for a line at the last epoch
+    log_epochs(ax, data["epoch"])
+    ax.set_xlim(data["epoch"].min(), data["epoch"].max() * 1.1)  # room for a line at the last epoch
     ax.set_ylim(bottom=0)
     for axis in (ax.xaxis, ax.yaxis, right.yaxis):
         look.plain_ticks(axis)
-    ax.grid(False)  # it would be drawn over the AUC; and horizontal lines could stand for one of the two scales only
-    right.grid(False, axis="y")
-    right.xaxis.set_visible(True)
-    right.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
-    right.spines["right"].set_visible(True)
-    right.spines["bottom"].set_visible(False)
-    right.spines["left"].set_visible(False)
+    _tie_axes(ax, right)
     right.set_ylabel(words.label("auc_normalized" if normalize else "auc"), color=look.OKABE_ITO[5])
     ax.set(xlabel="epoch", ylabel="loss (nats)")
     look.key(ax, "loss (left axis) and AUC (right)", entries)
@@ -202,6 +192,17 @@ def training(ax, table, log=True, normalize=False):
         ax, f"{words.note(table)} · bold: mean, thin: each network · dots: its lowest test loss, its highest AUC"
     )
     return right
+
+
+def _tie_axes(ax, right):
+    """Let two axes of one panel look like one: a frame, ticks of epochs and vertical lines are drawn once."""
+    ax.grid(False)  # it would be drawn over the AUC; and horizontal lines could stand for one of the two scales only
+    right.grid(False, axis="y")
+    right.xaxis.set_visible(True)
+    right.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
+    right.spines["right"].set_visible(True)
+    right.spines["bottom"].set_visible(False)
+    right.spines["left"].set_visible(False)
 
 
 def log_epochs(ax, epochs):
