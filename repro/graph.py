@@ -258,7 +258,12 @@ class Graph:
         self._check_overwritten(sample)
         self._drop_unused(graph)
         self.names = _names(tracer, graph)
-        self.layers, self.logits = self._outputs(sample)
+        self.logits = self._learn_shapes(sample)
+        for node in self.shapes:
+            self._lay_flat(node)
+            self._rectify(node)
+        self._drop_unused(graph)
+        self.layers = self._find_layers()
 
     def _drop_unused(self, graph) -> None:
         """Leave out what nothing needs, and note the nodes that are left."""
@@ -334,8 +339,8 @@ class Graph:
                 if last[argument] is node and argument not in keep:
                     del env[argument]
 
-    def _outputs(self, sample: torch.Tensor) -> tuple[dict[str, Layer], torch.Tensor]:
-        """The layers and the logits of a few images; shapes of all nodes are learnt on the way."""
+    def _learn_shapes(self, sample: torch.Tensor) -> torch.Tensor:
+        """Which nodes count images along their first dimension, and the shape of one image's value; returns the logits."""
         env = self._values(sample)
         tensors = {n: v for n, v in env.items() if n in self.fed and isinstance(v, torch.Tensor)}
         more = self._values(_one_more(sample))  # with one more image: what grows with it counts images
@@ -343,20 +348,19 @@ class Graph:
             n for n, v in tensors.items() if v.ndim and (len(v), len(more[n])) == (len(sample), len(sample) + 1)
         }
         self.shapes = {n: tensors[n].shape[1:] for n in self.images if tensors[n].ndim > 1}
-        for node in self.shapes:
-            self._lay_flat(node)
-            self._rectify(node)
-        self._drop_unused(self.result.graph)
+        return env[self.result]
+
+    def _find_layers(self) -> dict[str, Layer]:
         inner = [node for node in self.nodes[1:] if node in self.shapes and node is not self.result]
         self.by_name = {self.names[node]: node for node in inner}
-        found = {}
+        layers = {}
         for name, node in self.by_name.items():
             module, function = self._operation(node)
             nonlinear = isinstance(module, NONLINEARITIES) or function in FUNCTIONS
             own = isinstance(module, nn.Linear | nn.LayerNorm)
             source = module if own else next(self._mixing_below(node), None)
-            found[name] = Layer(self.shapes[node], nonlinear, _channels_last(self.shapes[node], source))
-        return found, env[self.result]
+            layers[name] = Layer(self.shapes[node], nonlinear, _channels_last(self.shapes[node], source))
+        return layers
 
     def _lay_flat(self, node) -> None:
         """Let a view or a reshape that lays an image's numbers in a row be `torch.flatten`: it asks for no number of images, as
@@ -467,8 +471,8 @@ def _unused(name: str, *taken: Collection[str]) -> str:
 
 
 class Hooks:
-    """A model run as it is, with forward hooks on its modules; "the rest" is the whole of it, every time. Attributes as of
-    `Graph`."""
+    """A model run as it is, with forward hooks on its modules; "the rest" is the whole of it, every time. Attributes and
+    methods are those of `Graph`: `layers`, `logits`, `start`, `chain` and `source`."""
 
     def __init__(self, model: nn.Module, sample: torch.Tensor):
         self.model = model
