@@ -18,7 +18,7 @@ import torch
 from pandas.api.types import is_numeric_dtype
 from torch import nn
 
-from repro.checks import check_integer
+from repro.checks import check_integer, check_names
 from repro.evaluation import check_scores, evaluating, image_scores, score_columns, scores
 from repro.graph import Tail
 from repro.units import Cut, Link, prepare
@@ -277,9 +277,8 @@ def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool
 
 def _check_curves(curves: pd.DataFrame, by: str | Sequence[str], normalize: bool) -> list[str]:
     """The columns, a list, that tell cumulative ablation curves apart."""
-    by = [by] if isinstance(by, str) else by
-    if not isinstance(by, Sequence) or not by or not all(isinstance(name, str) for name in by):
-        raise ValueError(f"by: expected the names of one or several columns, got {by!r}")
+    if not (by := check_names("by", by)):
+        raise ValueError("by: expected the names of one or several columns, got none")
     if not isinstance(normalize, bool | np.bool_):
         raise ValueError(f"normalize: expected True or False, got {normalize!r}")
     there = list(curves.columns) if isinstance(curves, pd.DataFrame) else []
@@ -295,7 +294,6 @@ def _check_curves(curves: pd.DataFrame, by: str | Sequence[str], normalize: bool
         raise ValueError("curves: expected fractions from 0 to 1 as fraction_ablated")
     if curves.duplicated([*by, "fraction_ablated"]).any():
         raise ValueError(f"by: {', '.join(by)} does not tell the curves apart; name further columns, such as network")
-    by = list(dict.fromkeys(by))
     if normalize and (curves.groupby(by, dropna=False)["fraction_ablated"].min() > 0).any():
         raise ValueError("normalize: expected a point at fraction_ablated 0 in every curve")
     return by

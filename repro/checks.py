@@ -151,6 +151,22 @@ def check_value(value, name: str, shape: torch.Size, dtype: torch.dtype) -> torc
     return value.reshape((1, *value.shape) + (1,) * (len(shape) - value.ndim))
 
 
+def check_names(argument: str, names: str | Sequence[str]) -> list[str]:
+    """One name or several, as a list without repeats."""
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{argument}: expected the names of one or several columns, got {names!r}")
+    return list(dict.fromkeys(names))
+
+
+def distinct(argument: str, values) -> list:
+    """What is in an iterable, each once, in order."""
+    try:
+        return list(dict.fromkeys(values))
+    except TypeError as error:
+        raise ValueError(f"{argument}: expected a sequence, got {values!r:.100} ({error})") from error
+
+
 def check_table(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """A DataFrame that has these columns."""
     if not isinstance(table, pd.DataFrame):

@@ -30,6 +30,7 @@ from repro import checkpoints, data, store
 from repro.analyses import ANALYSES, SPLITS, check_count, check_options, check_written, images_in_words, plain, some_of
 from repro.analyses import measure_model as measure_model  # of a network without a recipe
 from repro.checkpoints import network as network  # by recipe
+from repro.checks import distinct
 from repro.recipe import FORMAT, Recipe, check_recipes, digest, key, training_set
 from repro.training import device
 
@@ -134,8 +135,8 @@ def _list(
     analysis, recipes, split="train", epochs=None, images=None, compute="missing", jobs=None, **options
 ) -> list[_Wanted]:
     """What a call of `measure` asks for, its arguments checked."""
-    recipes = _distinct("recipes", recipes)
-    epochs = None if epochs is None else _distinct("epochs", epochs)
+    recipes = distinct("recipes", recipes)
+    epochs = None if epochs is None else distinct("epochs", epochs)
     if epochs == []:
         raise ValueError("epochs: expected at least one epoch, or None for the end of training")
     _check(analysis, recipes, split, epochs, images, compute, jobs, options)
@@ -144,13 +145,6 @@ def _list(
         for recipe in recipes
         for epoch in epochs or [None]
     ]
-
-
-def _distinct(argument: str, values) -> list:
-    try:
-        return list(dict.fromkeys(values))
-    except TypeError as error:
-        raise ValueError(f"{argument}: expected a sequence, got {values!r:.100} ({error})") from error
 
 
 @dataclass(frozen=True, eq=False)

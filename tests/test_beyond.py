@@ -262,3 +262,10 @@ def test_resampled_values_are_activations_on_other_images():
     active = [k for k in range(h.shape[1]) if h[:, k].flatten(1).sum(1).unique().numel() == len(other)][:2]
     draws = [[int((h[:, k] - v[k]).abs().flatten(1).sum(1).argmin()) for v in values["relu11"]] for k in active]
     assert len(draws) == 2 and draws[0] != draws[1]  # each unit has draws of its own
+
+
+def test_damage_to_classes_asks_for_its_columns():
+    with pytest.raises(ValueError, match="^table: expected a DataFrame, got NoneType"):
+        beyond.class_damage(None)
+    with pytest.raises(ValueError, match="^table: expected a column 'layer', found network"):
+        beyond.class_damage(pd.DataFrame({"network": ["a"]}))

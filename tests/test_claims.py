@@ -868,3 +868,9 @@ def test_scorecard_escapes_bars_and_prints_missing_numbers():
     effect = Effect("a | b", float("nan"))
     card = scorecard([Verdict("C1", "mlp on digits", "S.", (effect,), NO, "", ())])
     assert "a \\| b nan" in card
+
+
+def test_one_network_is_neither_the_best_nor_the_worst():
+    table = pd.DataFrame({"network": ["a"], "train_accuracy": [1.0], "test_accuracy": [0.5]})
+    with pytest.raises(ValueError, match="^table: needs at least two networks"):
+        claims.paper.best_and_worst(table)

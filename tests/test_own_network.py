@@ -223,6 +223,7 @@ def test_tables_are_those_of_the_plain_functions(folder):
     for analysis, table in tables.items():
         pd.testing.assert_frame_equal(table[truth[analysis].columns], truth[analysis])
         assert (table.network == "Residual").all() and (table.dataset == name).all()
+        assert (table.classes == len(CLASSES)).all()
 
 
 def test_tables_tell_which_images_they_are_of():

@@ -334,3 +334,17 @@ def test_notebook_and_page_show_the_same_networks():
     found = site.parameters()
     assert Recipe(**found["small"]).width == (16, 16)
     assert [Recipe(**found["wide"], seed=seed).width for seed in range(found["networks"])] == [128] * 4
+
+
+@pytest.mark.parametrize(
+    ("words", "make"),
+    [
+        ("recipe: expected a Recipe, got 'digits'", lambda: Deletion("digits")),
+        ("true: expected a Recipe, got 'digits'", lambda: Memorization("digits", "digits")),
+        ("recipes: expected a sequence, got Recipe.*not iterable", lambda: Importance(Recipe("digits"))),
+        ("recipes: expected at least one Recipe, got none", lambda: Importance([])),
+    ],
+)
+def test_diagrams_ask_for_recipes(words, make):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        make()

@@ -5,7 +5,7 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator, LogLocator
 
 from repro.ablation import auc
-from repro.checks import check_table
+from repro.checks import check_names, check_table
 from repro.claims.statistics import spearman
 from repro.plots import style as look
 from repro.plots import words
@@ -37,7 +37,7 @@ def per_network(table, normalize=False):
     if "auc" in table:
         if normalize:
             raise ValueError("normalize: expected curves to take the AUC from, found a column 'auc' already")
-        areas = table.groupby(keys)["auc"].mean()
+        areas = table.assign(auc=words.floats(table, "auc")).groupby(keys)["auc"].mean()
     else:
         check_table(table, "order", "fraction_ablated", "accuracy")
         areas = auc(table, by=[*keys, "order"], normalize=normalize).groupby(level=keys).mean()
@@ -127,7 +127,8 @@ def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
         The first row of each group, with a column `rho`; dead units (NaN) do not count, and where no others are
         left, `rho` is NaN.
     """
-    by = [by] if isinstance(by, str) else list(by)
+    if not (by := check_names("by", by)):
+        raise ValueError("by: expected the names of one or several columns, got none")
     check_table(table, x, y, *by)
 
     def rho_of(units):

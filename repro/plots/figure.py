@@ -71,7 +71,10 @@ class Figure:
             # Not pyplot's: a figure that pyplot knows is shown, half drawn, after every cell of a notebook.
             self.figure = Canvas(figsize=size, layout="constrained")
             FigureCanvasAgg(self.figure)
-            self.axes = self.figure.subplot_mosaic(panels)
+            try:
+                self.axes = self.figure.subplot_mosaic(panels)
+            except ValueError as error:
+                raise ValueError(f"panels: expected one rectangle of each letter, got {panels!r}") from error
             for ax in self.axes.values():
                 ax.set(xlabel="x", ylabel="y")
             # Laid out once, so that keys and notes know how much room they have.

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.ticker import FixedLocator, LogLocator
 
-from repro.checks import check_table
+from repro.checks import check_names, check_table
 from repro.claims.tables import chance
 from repro.plots import style as look
 from repro.plots import words
@@ -35,7 +35,7 @@ def spread(table, x, y, over, by=()):
         If a column is missing or `x` or `y` no numbers, if there are no rows, if rows differ in something that is not named,
         or if the networks of one level were not measured at the same `x`.
     """
-    by = [by] if isinstance(by, str) else list(by)
+    by = check_names("by", by)
     check_table(table, "network", x, y, over, *by)
     table = table.assign(**{x: words.floats(table, x).round(9), y: words.floats(table, y)})
     if table.empty:

@@ -90,7 +90,7 @@ def by_depth(ax, table, column="selectivity"):
     column : str
         "selectivity" or "mutual_information". The dots stand at the layers' means, of which CA2 speaks.
     """
-    data, grid, low, high = _alive(table.assign(depth=words.depth(table)), column)
+    data, grid, low, high = _alive(check_table(table, "layer").assign(depth=words.depth(table)), column)
     layers = look.levels(data, "depth")
     palette = look.colors("depth", layers)
     ridges = {layer: density(rows["_x"], grid, low, high) for layer, rows in data.groupby("depth")}

@@ -9,6 +9,7 @@ import pandas as pd
 import traitlets
 
 from repro import experiment
+from repro.checks import distinct
 from repro.claims.statistics import spearman
 from repro.recipe import Recipe
 from repro.widgets.diagram import Diagram, module, pack
@@ -63,7 +64,7 @@ class Importance(Diagram):
     step = traitlets.Enum([*STEPS, MEASURED], default_value="positive").tag(sync=True)
 
     def __init__(self, recipes: Sequence[Recipe], **options):
-        recipes = list(recipes)
+        recipes = distinct("recipes", recipes)
         ablated = experiment.measure("single_unit", recipes, split="test")
         selective = experiment.measure("selectivity", recipes, split="test")
         unit = ["network", "layer", "unit"]
