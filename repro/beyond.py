@@ -26,7 +26,7 @@ PROPERTIES = ("selectivity", "mutual_information", "importance", "l1_norm")
 
 
 def weights(model: nn.Module, x, y, layers: Sequence[str] | None = None, folded: bool = False) -> pd.DataFrame:
-    """L1 norm of the incoming weights of every unit (Fig. A3): layer, unit, l1_norm.
+    """L1 norm of the incoming weights of every unit (Fig. A3).
 
     The weights of a unit layer are those of the last convolution or linear layer on the way to it; where a shortcut is
     added, of the branch, not of the shortcut.
@@ -35,9 +35,23 @@ def weights(model: nn.Module, x, y, layers: Sequence[str] | None = None, folded:
     ----------
     model, x, layers
         As in `ablation.single_unit`; the images tell shapes alone.
+    y
+        Not looked at: every analysis takes labels.
     folded : bool
         Multiply the weights by what the batch norm that follows them makes of them, γ / √(variance + ε).
+
+    Returns
+    -------
+    DataFrame
+        A row per unit: layer, unit, l1_norm.
+
+    Raises
+    ------
+    ValueError
+        As `ablation.single_unit` for model, x and layers; a layer whose units no convolution or linear layer makes.
     """
+    if not isinstance(folded, bool | np.bool_):
+        raise ValueError(f"folded: expected True or False, got {folded!r}")
     cut = Cut(model, x, layers)
     sources = {layer: cut.program.source(layer) for layer in cut.layers}
     factors = _batch_norm_factors(model, x[:2].to(cut.device), sources) if folded else {}
@@ -94,6 +108,11 @@ def class_drops(
     -------
     DataFrame
         A row per unit and class: layer, unit, class, share (of the images), delta_accuracy (ablated − intact).
+
+    Raises
+    ------
+    ValueError
+        As `ablation.single_unit`.
     """
     cut, x, y = prepare(model, x, y, layers)
     present, shares = np.unique(y.cpu().numpy(), return_counts=True)
@@ -170,6 +189,11 @@ def ranked(
     -------
     DataFrame
         As `ablation.cumulative` returns it, with the columns by and direction ("ascending" or "descending") before.
+
+    Raises
+    ------
+    ValueError
+        As `ablation.cumulative`; for an unknown name in `by`.
     """
     if not isinstance(by, list | tuple) or not by or any(name not in PROPERTIES for name in by):
         raise ValueError(f"by: expected some of {', '.join(PROPERTIES)}, got {by!r}")
@@ -218,6 +242,11 @@ def projections(
     -------
     DataFrame
         As `ablation.cumulative` returns it; n_ablated counts directions.
+
+    Raises
+    ------
+    ValueError
+        As `ablation.cumulative`.
     """
     cut, x, y = prepare(model, x, y, layers)
     total = sum(cut.layers.values())

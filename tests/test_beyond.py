@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from repro import ablation, beyond, selectivity, units
+from repro import ablation, beyond, models, selectivity, units
 from repro.values import clamp_values
 from tests import networks, plain
 
@@ -269,3 +269,9 @@ def test_damage_to_classes_asks_for_its_columns():
         beyond.class_damage(None)
     with pytest.raises(ValueError, match="^table: expected a column 'layer', found network"):
         beyond.class_damage(pd.DataFrame({"network": ["a"]}))
+
+
+def test_folded_is_a_yes_or_no():
+    model, x = models.mlp(4, [3], 2), torch.randn(4, 1, 2, 2)
+    with pytest.raises(ValueError, match="^folded: expected True or False, got 'no'"):
+        beyond.weights(model, x, None, folded="no")
