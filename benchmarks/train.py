@@ -96,7 +96,7 @@ def grouped(device, members):
 
 
 def convnet_share(device, batch_size, steps=20):
-    """The library's training of the 11-layer ConvNet in bfloat16 as a share of a bfloat16 matrix product's rate; images a
+    """The library's training of the 11-layer ConvNet in bfloat16: its share of a bfloat16 matrix product's rate, and images a
     second."""
     images = torch.randn(steps * batch_size, 3, 32, 32), torch.randint(10, (steps * batch_size,))
     made = data.Dataset("cifar10", *images, *images, tuple("abcdefghij"))

@@ -277,8 +277,7 @@ def auc(curves: pd.DataFrame, by: str | Sequence[str] = "order", normalize: bool
 
 def _check_curves(curves: pd.DataFrame, by: str | Sequence[str], normalize: bool) -> list[str]:
     """The columns, a list, that tell cumulative ablation curves apart."""
-    if not (by := check_names("by", by)):
-        raise ValueError("by: expected the names of one or several columns, got none")
+    by = check_names("by", by)
     if not isinstance(normalize, bool | np.bool_):
         raise ValueError(f"normalize: expected True or False, got {normalize!r}")
     there = list(curves.columns) if isinstance(curves, pd.DataFrame) else []
@@ -351,7 +350,7 @@ def _in_chain(links: Sequence[Link], curves: Sequence[Sorted], cut: Cut, bar, x,
     for channels, present, (first, *rest) in curves:
         own, z = (t[kept].transpose(0, 1) for t, kept in zip((d_by_unit, z_by_output), channels, strict=False))
         before = summed = d.shape[1]  # units present at the point before, and when z was last summed
-        alive_from = _first_active(own)  # with fewer units present, an image has none that is active
+        alive_from = _first_active(own)  # with so many units present, or fewer, an image has none that is active
         last = int(alive_from.max())
         for units, outputs, *above in present:
             if units <= summed / 4:  # sum anew, lest rounding errors outgrow what is left

@@ -17,7 +17,7 @@ MOST_LISTED = 20  # layers that a message lists
 
 @contextlib.contextmanager
 def renamed(names: Mapping[str, str]):
-    """Within, a ValueError that blames an argument, a key of `names`, blames what the caller calls it."""
+    """Within, errors name an argument as the caller knows it: `names` maps its name inside to that outside."""
     try:
         yield
     except ValueError as error:
@@ -86,7 +86,7 @@ def check_labels(y: torch.Tensor, n: int, classes: int | None = None, argument: 
     """n integer labels in [0, classes), at least two different ones; as int64."""
     check_integers(y, argument)
     if len(y) != n:
-        raise ValueError(f"{argument}: expected {n} labels, one an image, got {len(y)}")
+        raise ValueError(f"{argument}: expected {n} labels, one per image, got {len(y)}")
     y = y.long()
     if n and (y.min() < 0 or (classes is not None and y.max() >= classes)):
         most = "" if classes is None else f" to {classes - 1}"
@@ -151,18 +151,18 @@ def check_value(value, name: str, shape: torch.Size, dtype: torch.dtype) -> torc
     return value.reshape((1, *value.shape) + (1,) * (len(shape) - value.ndim))
 
 
-def check_names(argument: str, names: str | Sequence[str]) -> list[str]:
-    """One name or several, as a list without repeats."""
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+def check_names(argument: str, names: str | Iterable[str], least: int = 1) -> list[str]:
+    """One name or several, at least `least`, as a list without repeats."""
+    listed = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+    if len(listed) < least or not all(isinstance(name, str) for name in listed):
         raise ValueError(f"{argument}: expected the names of one or several columns, got {names!r}")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(listed))
 
 
 def distinct(argument: str, values) -> list:
     """What is in an iterable, each once, in order."""
     try:
-        return list(dict.fromkeys(values))
+        return list(dict.fromkeys([values] if isinstance(values, str) else values))
     except TypeError as error:
         raise ValueError(f"{argument}: expected a sequence, got {values!r:.100} ({error})") from error
 

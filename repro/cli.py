@@ -100,7 +100,9 @@ def _add_figures(commands) -> None:
         action="store_true",
         help="train and measure everything anew, or go on with such a run",
     )
-    figures.add_argument("--jobs", type=int, help="processes (default: one a core; on a GPU one, which shares it out)")
+    figures.add_argument(
+        "--jobs", type=int, help="processes (default: one per core; on a GPU one, which shares it out)"
+    )
     outcome = figures.add_mutually_exclusive_group()
     outcome.add_argument("--in-place", action="store_true", help="keep the outputs in the notebooks themselves")
     outcome.add_argument(
@@ -132,7 +134,7 @@ def _add_measure(commands) -> None:
     own.add_argument("--layers", type=names, help="unit layers, by commas (default: all)")
     own.add_argument(
         "--outputs", type=integers, metavar="I,J,…",
-        help="the network's output for each class (default: one a class, in order)",
+        help="the network's output for each class (default: one per class, in order)",
     )  # fmt: skip
     own.add_argument("--images", type=int, help="measure at most so many images of each split")
     _add_device(own)

@@ -82,7 +82,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     name : str
         "digits" (scikit-learn's, needs no download), "mnist", "fashion_mnist", "cifar10" (torchvision, downloaded
         when missing) or "folder:PATH": a folder with sub-folders or zips ``train`` and ``test`` (or ``val``),
-        each holding one folder of images a class. A relative PATH is looked for under `root`. "imagenet": 5,000 of
+        each holding one folder of images per class. A relative PATH is looked for under `root`. "imagenet": 5,000 of
         ImageNet's validation images, from the 1,000 folders of ``imagenet/val``, prepared and standardised as for
         torchvision's published networks; half of them serve as training images, as the real ones do not fit in memory.
         Recipes know a folder by its PATH: give other images another name, lest results of the old ones be taken for theirs.
@@ -194,7 +194,7 @@ def _imagenet(path: Path) -> Dataset:
     classes = sorted(folder.name for folder in path.glob("*/")) if path.is_dir() else []
     if len(classes) != 1000:
         raise ValueError(
-            f"name: 'imagenet' needs 1,000 folders of images, one a class, in {path}; found {len(classes)}"
+            f"name: 'imagenet' needs 1,000 folders of images, one per class, in {path}; found {len(classes)}"
         )
     files = _files(path)
     chosen = np.random.default_rng(0).permutation(len(files))[:IMAGENET_IMAGES]
@@ -228,7 +228,7 @@ def _find_split(path: Path, names: tuple[str, ...]) -> Path:
             if candidate.exists():
                 return candidate
     raise ValueError(
-        f"name: {path} should hold {' or '.join(names)} as a folder or a zip, with one folder of images a class; "
+        f"name: {path} should hold {' or '.join(names)} as a folder or a zip, with one folder of images per class; "
         "a relative path is looked for under REPRO_DATA"
     )
 
@@ -277,12 +277,17 @@ def _files(path: Path) -> list[tuple]:
     one_of = {parts[:-2] if len(parts) > 1 else None: file for file, parts, _ in images}  # by what holds the classes
     if len(one_of) > 1 or None in one_of:
         some = " and ".join(sorted(one_of.values())[:2])
-        raise ValueError(f"name: expected one folder of images a class in {path}, found images deeper or aside: {some}")
+        raise ValueError(
+            f"name: expected one folder of images per class in {path}, found images deeper or aside: {some}"
+        )
     (above,) = one_of
     inside = [(parts[len(above) :], read) for parts, read in entries if parts[: len(above)] == above]
     folders = {parts[0] for parts, read in inside if len(parts) > 1 or (parts and not read)}
     if empty := sorted(folders - {parts[-2] for _, parts, _ in images}):
-        raise ValueError(f"name: no images in {path}/{empty[0]}; expected {' '.join(SUFFIXES)} files")
+        folder = "/".join([str(path), *above, empty[0]])
+        raise ValueError(
+            f"name: no images in {folder}, a class like those beside it; expected {' '.join(SUFFIXES)} files"
+        )
     return [(file, parts[-2], read) for file, parts, read in images]
 
 

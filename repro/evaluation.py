@@ -74,8 +74,8 @@ def restored(model: nn.Module, weights: Iterable[torch.Tensor] = ()):
 
 @contextlib.contextmanager
 def full_precision():
-    """Turn off TF32, to which a GPU's convolutions round the factors of float32 products by default, and its matrix products
-    where asked: the error, of 10 bits, is larger than the effect of many a unit."""
+    """Compute float32 products in full. By default a GPU's convolutions round their factors to 10 bits (TF32), and so do matrix
+    products, also a CPU's, where asked: an error larger than the effect of many units."""
     try:
         asked = torch.get_float32_matmul_precision()
     except RuntimeError:  # the newer switches were set, to what the older one has no word for

@@ -207,7 +207,7 @@ class _Wanted:
 
 
 def _epochs(wanted: Iterable[_Wanted]) -> dict[Recipe, set[int | None]]:
-    """The networks that tables are of, and when."""
+    """{recipe: epochs after which these tables need its network}."""
     epochs: dict[Recipe, set[int | None]] = {}
     for w in wanted:
         epochs.setdefault(w.recipe, set()).add(w.epoch)

@@ -90,7 +90,7 @@ class Tail:
 
 @dataclass
 class Step:
-    """One operation of a chain; `run` maps the result of the one before it to its own, of this shape an image."""
+    """One operation of a chain; `run` maps the result of the one before it to its own, of this shape per image."""
 
     name: str
     shape: torch.Size

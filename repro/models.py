@@ -101,7 +101,7 @@ def convnet(
     """
     channels, strides = _positive("channels", channels), _positive("strides", strides)
     if len(channels) != len(strides):
-        raise ValueError(f"strides: expected {len(channels)} numbers, one a layer, got {len(strides)}")
+        raise ValueError(f"strides: expected {len(channels)} numbers, one per layer, got {len(strides)}")
     sizes = _positive("in_channels", [in_channels]) + channels
     _check_switch("batch_norm", batch_norm)
     if sum(9 * fan_in * fan_out for fan_in, fan_out in pairwise(sizes)) > MOST_WEIGHTS:
@@ -202,7 +202,7 @@ def _check_switch(argument: str, value) -> None:
 
 
 def check_width(model: str, width) -> float | tuple[int, ...] | None:
-    """The width of a network by name: of an MLP a number of units, or one a layer; else a factor on the channel counts."""
+    """The width of a network by name: of an MLP a number of units, or one per layer; else a factor on the channel counts."""
     if width is None:
         return None
     if model == "mlp" and isinstance(width, list | tuple):

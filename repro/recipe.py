@@ -123,7 +123,7 @@ class Recipe:
         self._check_architecture()
 
     def _check_architecture(self):
-        """What a model can be asked for is what `models` says."""
+        """Check strides, width, init and dropout against what the model has."""
         if isinstance(self.strides, list | tuple):
             whole = all(is_integer(n) and 0 < n <= models.MOST for n in self.strides)
             self._expect("strides", whole and self.strides, "positive integers")
@@ -209,9 +209,12 @@ def build(recipe: Recipe) -> nn.Module:
 def check_recipes(argument: str, recipes: Sequence, epochs: Sequence = (), named: str = "epochs") -> None:
     """Recipes, at least one, and epochs that all of them have."""
     wrong = [recipe for recipe in recipes if not isinstance(recipe, Recipe)]
-    if wrong or not recipes:
-        number = "at least one" if argument == "recipes" else "a"
-        raise ValueError(f"{argument}: expected {number} Recipe, got {repr(wrong[0])[:100] if wrong else 'none'}")
+    if wrong:
+        raise ValueError(
+            f"{argument}: expected {'Recipes' if argument == 'recipes' else 'a Recipe'}, got {wrong[0]!r:.100}"
+        )
+    if not recipes:
+        raise ValueError(f"{argument}: expected at least one Recipe, got none")
     for recipe, epoch in itertools.product(recipes, epochs):
         if not is_integer(epoch) or not 0 <= epoch <= recipe.epochs:
             raise ValueError(f"{named}: expected integers from 0 to {recipe.epochs}, got {epoch!r}")

@@ -96,7 +96,7 @@ class Cut:
     def blocks(self, n: int, links: Sequence[Link] = (), copies: int = 1, fixed: bool = False) -> Iterator[slice]:
         """Slices that cover n images, each as large as the `budget` allows; at least four where there are enough images.
 
-        A block is so small that `copies` of the network's largest activation fit the budget. With `links`, one of it must fit,
+        A block is so small that `copies` of the network's largest activation fit the budget. With `links`, one copy must fit,
         and `copies` of the largest along the chain must fit a core's cache. `fixed` blocks do not depend on how much of a GPU's
         memory is free.
         """
@@ -162,7 +162,7 @@ class Link:
     before: list[Callable] = field(default_factory=list)  # operations, one upon the other
     after: list[Callable] = field(default_factory=list)
     mixing: list[Callable] = field(default_factory=list)
-    weight: torch.Tensor | None = None  # a convolution's (O, C, h, w); or (O, C, P), P numbers a channel
+    weight: torch.Tensor | None = None  # a convolution's (O, C, h, w); or (O, C, P), P numbers per channel
     convolution: dict | None = None  # stride, padding, dilation
     value: torch.Tensor | None = None  # (1, C, ...), None for zero
     constant: torch.Tensor | None = None  # (1, O, ...)

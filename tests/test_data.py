@@ -246,7 +246,9 @@ def test_images_that_lie_deeper_are_refused_not_missed(write):
 
 
 def test_a_class_without_readable_images_is_refused_not_missed(write, tmp_path):
-    with pytest.raises(ValueError, match=r"^name: no images in .*train(\.zip)?/emu; expected \.jpg"):
+    with pytest.raises(
+        ValueError, match=r"^name: no images in .*train(\.zip)?/emu, a class like those beside it; expected \.jpg"
+    ):
         data.load(write(FILES | {"train": FILES["train"] | {"emu/1.gif": b"GIF"}}))
     with pytest.raises(ValueError, match=r"^name: expected at least two classes in .*, found 'cat' alone"):
         data.load(write({split: {"cat/1.png": png(1), "cat/2.png": png(2)} for split in FILES}))
@@ -256,7 +258,7 @@ def test_a_class_without_readable_images_is_refused_not_missed(write, tmp_path):
 def test_an_empty_folder_of_a_class_is_refused_not_missed(tmp_path, split):
     write_tree(tmp_path)
     (tmp_path / split / "emu").mkdir()
-    with pytest.raises(ValueError, match=rf"^name: no images in .*{split}/emu;"):
+    with pytest.raises(ValueError, match=rf"^name: no images in .*{split}/emu, a class"):
         data.load(f"folder:{tmp_path}")
 
 

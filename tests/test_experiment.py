@@ -169,7 +169,8 @@ def test_a_table_tells_the_device_that_measured_it(monkeypatch):
     table = measure("history", [RECIPE])
     assert table["history_device"].tolist() == [platform.machine()]
     assert all(store.read_entry(path).made["device"] == platform.machine() for path in store.paths())
-    monkeypatch.setattr(checkpoints, "device", lambda: torch.device("cuda"))
+    for module in (checkpoints, experiment):
+        monkeypatch.setattr(module, "device", lambda: torch.device("cuda"))
     assert measure("history", [RECIPE])["history_device"].tolist() == [platform.machine()]  # where it was measured
     assert checkpoints.made(time.monotonic())["device"] == "NVIDIA H100"
 
@@ -740,6 +741,12 @@ def test_a_published_network_is_measured_on_imagenet(little_imagenet):
 def test_an_incomplete_imagenet_says_what_is_missing(tmp_path):
     (tmp_path / "raw" / "imagenet" / "val" / "n01440764").mkdir(parents=True)
     with pytest.raises(ValueError, match="name: 'imagenet' needs 1,000 folders .* found 1"):
+        data.load("imagenet")
+
+
+def test_an_empty_folder_of_imagenet_is_refused_not_missed(little_imagenet, tmp_path):
+    (tmp_path / "raw" / "imagenet" / "val" / "n00000007" / "a.JPEG").unlink()
+    with pytest.raises(ValueError, match="name: no images in .*n00000007, a class like those beside it"):
         data.load("imagenet")
 
 

@@ -135,12 +135,13 @@ def test_experiment(monkeypatch, tmp_path):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["sgd", "adam", "alpha"])
 def test_training_on_a_gpu(kind, precision, monkeypatch):
-    """The largest logit is about 0.03; rounding alone moves it by 5e-5, that of bfloat16 by up to 2e-3."""
+    """Training moves a logit by about 5e-3; rounding by 5e-5, that of bfloat16 by up to 2e-3."""
     monkeypatch.setattr(training, "COMPILED", 0)
     monkeypatch.setattr(training, "fastest", _compiled_or_not_at_all)
     torch._dynamo.reset()
     counters.clear()
-    recipe, there = replace(RECIPES[kind], precision=precision, lr=1e-3), torch.device("cuda")
+    lr = 1e-3 if kind == "adam" else 1e-2
+    recipe, there = replace(RECIPES[kind], precision=precision, lr=lr), torch.device("cuda")
     run, resumed = Run(recipe, there), Run(recipe, there)
     run.advance()
     resumed.resume(run.state())
@@ -148,7 +149,7 @@ def test_training_on_a_gpu(kind, precision, monkeypatch):
     expected = _trained(Run(recipe, torch.device("cpu"))).network()(x)
     for found in (run, resumed):
         logits = _trained(found).network()(x)
-        torch.testing.assert_close(logits, expected, atol=3e-4 if precision == "float32" else 5e-3, rtol=0)
+        torch.testing.assert_close(logits, expected, atol=3e-4 if precision == "float32" else 3e-3, rtol=0)
     assert (counters["stats"]["unique_graphs"] > 0) == (not recipe.alpha)
 
 

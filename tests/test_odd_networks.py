@@ -34,7 +34,7 @@ class Sum(nn.Module):
 
 
 class Scaled(nn.Module):
-    """With parameters that stand in the graph by themselves: a scalar and one a channel."""
+    """With parameters that stand in the graph by themselves: a scalar and one per channel."""
 
     def __init__(self):
         super().__init__()

@@ -522,7 +522,7 @@ def test_an_error_names_the_column_that_is_not_there(function, column):
         ("table: expected a DataFrame, got NoneType", lambda _: plots.note(None)),
         ("table: expected numbers as auc", lambda _: plots.per_network(pd.DataFrame({"network": ["a"], "auc": ["b"]}))),
         ("by: expected the names of one or several", lambda table: plots.spread(table, "lr", "accuracy", "seed", None)),
-        ("by: .* got none", lambda table: plots.rank_correlations(table, "lr", "accuracy", by=[])),
+        (r"by: .* got \[\]", lambda table: plots.rank_correlations(table, "lr", "accuracy", by=[])),
         ("name: expected a name of letters and digits", lambda _: plots.Figure("../fig1")),
         ("width: expected inches", lambda _: plots.Figure("fig1", width=-1)),
         ("height: expected inches", lambda _: plots.Figure("fig1", height=float("nan"))),

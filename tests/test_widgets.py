@@ -343,6 +343,7 @@ def test_notebook_and_page_show_the_same_networks():
         ("true: expected a Recipe, got 'digits'", lambda: Memorization("digits", "digits")),
         ("recipes: expected a sequence, got Recipe.*not iterable", lambda: Importance(Recipe("digits"))),
         ("recipes: expected at least one Recipe, got none", lambda: Importance([])),
+        ("recipes: expected Recipes, got 'digits'", lambda: Importance("digits")),
     ],
 )
 def test_diagrams_ask_for_recipes(words, make):

@@ -428,7 +428,7 @@ def best_and_worst(table):
     error = (networks["train_accuracy"] - networks["test_accuracy"]).round(9).sort_values(kind="stable")
     k = min(5, len(error) // 2)
     if not k:
-        raise ValueError("table: needs at least two networks, the best and the worst, got one")
+        raise ValueError(f"table: needs at least two networks, the best and the worst, got {len(error)}")
     return error.index[error <= error.iloc[k - 1]], error.index[error >= error.iloc[len(error) - k]]
 
 

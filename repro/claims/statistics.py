@@ -8,7 +8,7 @@ from scipy import stats
 
 
 class Bootstrap:
-    """Resampling in two steps: networks, then what lies within each. `draws[0]` is always the estimate: the data, not resampled.
+    """Resampling in two steps: networks, then what lies within each. Entry 0 along an axis of draws is the data, not resampled.
 
     Parameters
     ----------

@@ -60,8 +60,7 @@ class Effect:
 
     def __str__(self):
         interval = "" if np.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"
-        numbers = f"{self.estimate:.3g}{interval}"
-        return f"{self.name} {numbers.replace('-', '−')}"
+        return f"{self.name} {minus(f'{self.estimate:.3g}{interval}')}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,7 +115,7 @@ def _more(effects):
 
 
 def scorecard(verdicts: Iterable[Verdict | dict]) -> str:
-    """Markdown, one row a verdict (or its `to_dict`) with its first three judged effects; later work by itself; then the
+    """Markdown, one row per verdict (or its `to_dict`) with its first three judged effects; later work by itself; then the
     rules, and what no rule looks at."""
     rows: dict[bool, list] = {False: [], True: []}
     beside, rules = [], {}
@@ -202,7 +201,7 @@ def check(claim_id: str, table: pd.DataFrame, resamples: int = 2000, seed: int =
     ------
     ValueError
         For an unknown claim, resamples below 1, a negative seed, an empty table, a missing column or arm, several data
-        sets where the claim is judged per data set, or several curves or rows a unit where one was expected.
+        sets where the claim is judged per data set, or several curves or rows per unit where one was expected.
     """
     if not isinstance(claim_id, str) or claim_id not in CLAIMS:
         raise ValueError(f"claim_id: expected one of {', '.join(CLAIMS)}, got {claim_id!r}")

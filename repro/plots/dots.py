@@ -47,7 +47,7 @@ def per_network(table, normalize=False):
     return rows
 
 
-def scatter(ax, table, x, y, hue=None, lines=False):
+def scatter(ax, table, x, y, hue=None):
     """Draw one dot per row, with Spearman's rank correlation in the emptiest corner: of all dots or, where networks have several,
     the mean of the networks' own. Where dots are units coloured by layer, also the mean of those within the layers of each
     network, which may have another sign.
@@ -61,16 +61,13 @@ def scatter(ax, table, x, y, hue=None, lines=False):
         Columns.
     hue : str, optional
         Column for the colours; "layer" is coloured by depth.
-    lines : bool
-        Draw a regression line (least squares) for each level of `hue`; one for all where there is no hue, or
-        one with many values (but for the layer).
     """
-    _draw_dots(ax, table, x, y, hue, lines)
-    look.corner_note(ax, words.note(table) + words.left_out(table, x, y) + LINES * lines)
+    _draw_dots(ax, table, x, y, hue)
+    look.corner_note(ax, words.note(table) + words.left_out(table, x, y))
 
 
-def _draw_dots(ax, table, x, y, hue, lines):
-    """`scatter` without its note in the corner."""
+def _draw_dots(ax, table, x, y, hue, lines=False):
+    """`scatter` without the note under its axis; with a regression line for each level of hue, if asked."""
     data, color_by = words.points(table, x, y, hue)
     levels = look.levels(data, color_by) if hue else [None]
     palette = look.colors(color_by, levels) if hue else {None: look.OKABE_ITO[0]}
@@ -88,11 +85,8 @@ def _draw_dots(ax, table, x, y, hue, lines):
         rasterized=len(dots) > 500,
         zorder=2,
     )
-    if lines and hue and (color_by == "depth" or len(levels) <= look.MOST_NAMED):
-        for level in levels:
-            _regression(ax, data[data[color_by] == level], palette[level], thin=len(levels) > 12)
-    elif lines:
-        _regression(ax, data, look.DARK, thin=False)
+    for level in levels if lines else ():
+        _regression(ax, data[data[color_by] == level], palette[level], thin=len(levels) > 12)
     ax.set(xlabel=words.label(x), ylabel=words.outcome_label(table, y))
     if x == "selectivity":
         ax.set_xlim(-0.02, 1.02)
@@ -127,8 +121,7 @@ def rank_correlations(table, x, y="delta_loss", by=("network", "layer")):
         The first row of each group, with a column `rho`; dead units (NaN) do not count, and where no others are
         left, `rho` is NaN.
     """
-    if not (by := check_names("by", by)):
-        raise ValueError("by: expected the names of one or several columns, got none")
+    by = check_names("by", by)
     check_table(table, x, y, *by)
 
     def rho_of(units):
@@ -154,7 +147,7 @@ def auc_against(ax, table, x="generalization_error", hue=None, normalize=False):
         Divide the AUC by the intact accuracy; only of curves.
     """
     rows = per_network(table, normalize)
-    _draw_dots(ax, rows, x, "auc", hue, lines=False)
+    _draw_dots(ax, rows, x, "auc", hue)
     ax.set_ylabel(words.label("auc_normalized" if normalize else "auc"))
     note = " · one dot per network"
     if rows["network"].duplicated().any():

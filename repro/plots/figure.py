@@ -264,8 +264,8 @@ class Figure:
 
 def _palette(png):
     """A PNG with a palette of 256 colours, chosen for it: a third of the bytes, and hardly a difference to the eye. They are
-    spread over all colours, as by their share of the area those of dots and lines would be lost, then moved to the means of
-    what they stand for, so that greys remain grey."""
+    spread over the whole range: chosen by area, those of dots and lines would be lost. Each is then moved to the mean of the
+    pixels that it stands for, so that greys stay grey."""
     content = io.BytesIO()
     with Image.open(io.BytesIO(png)) as picture:
         colors = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)

@@ -35,7 +35,7 @@ def spread(table, x, y, over, by=()):
         If a column is missing or `x` or `y` no numbers, if there are no rows, if rows differ in something that is not named,
         or if the networks of one level were not measured at the same `x`.
     """
-    by = check_names("by", by)
+    by = check_names("by", by, least=0)
     check_table(table, "network", x, y, over, *by)
     table = table.assign(**{x: words.floats(table, x).round(9), y: words.floats(table, y)})
     if table.empty:
