@@ -49,8 +49,8 @@ def single_unit(
         Unit layers; all by default.
     value : {"zero", "mean", "mean_per_position", "resampled"} or {layer: tensor}
         What an ablated unit is clamped to; a tensor has shape (C,) or (C, H, W). "resampled": each unit takes, on
-        each image, its own activation on another image, drawn at random for that unit and image; this keeps the layers'
-        activations on x_fit in memory.
+        each image, its activation on an image drawn at random for this unit and image; this keeps the layers' activations on
+        x_fit in memory.
     x_fit : Tensor, optional
         Images the means are taken over, or activations are drawn from; `x` by default.
 

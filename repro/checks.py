@@ -153,7 +153,10 @@ def check_value(value, name: str, shape: torch.Size, dtype: torch.dtype) -> torc
 
 def check_names(argument: str, names: str | Iterable[str], least: int = 1) -> list[str]:
     """One name or several, at least `least`, as a list without repeats."""
-    listed = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+    try:
+        listed = [names] if isinstance(names, str) else list(names)
+    except TypeError:  # nothing to iterate over, as an array without an axis
+        listed = [None]
     if len(listed) < least or not all(isinstance(name, str) for name in listed):
         raise ValueError(f"{argument}: expected the names of one or several columns, got {names!r}")
     return list(dict.fromkeys(listed))

@@ -208,7 +208,8 @@ def check(claim_id: str, table: pd.DataFrame, resamples: int = 2000, seed: int =
     entry = CLAIMS[claim_id]
     check_integer("resamples", resamples, 1)
     check_integer("seed", seed, 0)
-    missing = [column for column in ("network", *entry.columns) if column not in check_table(table)]
+    check_table(table)
+    missing = [column for column in ("network", *entry.columns) if column not in table]
     if missing:
         raise ValueError(f"table: {claim_id} needs the missing columns {', '.join(missing)}")
     if table.empty:
