@@ -26,6 +26,7 @@ from repro.values import clamp_values
 from repro.work import budget, progress
 
 MEMORY = 2**28  # bytes of sorted weights kept at once
+FEW = 16  # channels among which most images have an active one
 SCORED = 2**13  # images scored at once, where that takes longer to start than to do
 
 
@@ -346,11 +347,14 @@ def _in_chain(links: Sequence[Link], curves: Sequence[Sorted], cut: Cut, bar, x,
     """
     d = links[0].terms(cut.start(x[block], [links[0].layer]).h[links[0].layer])  # (n, C, ...)
     d_by_unit, z_by_output = (t.transpose(0, 1).contiguous() for t in (d, links[0].sum(d)))  # (C, n, ...), (O, n, ...)
+    active = (d_by_unit != 0).reshape(*d_by_unit.shape[:2], -1).any(2)  # (C, n)
     found = []
     for channels, present, (first, *rest) in curves:
         own, z = (t[kept].transpose(0, 1) for t, kept in zip((d_by_unit, z_by_output), channels, strict=False))
         before = summed = d.shape[1]  # units present at the point before, and when z was last summed
-        alive_from = _first_active(own)  # with so many units present, or fewer, an image has none that is active
+        alive_from = _first_active(
+            active[channels[0]]
+        )  # with so many units present, or fewer, an image has none that is active
         last = int(alive_from.max())
         for units, outputs, *above in present:
             if units <= summed / 4:  # sum anew, lest rounding errors outgrow what is left
@@ -368,10 +372,17 @@ def _in_chain(links: Sequence[Link], curves: Sequence[Sorted], cut: Cut, bar, x,
     return torch.stack(found).cpu()
 
 
-def _first_active(d: torch.Tensor) -> torch.Tensor:
-    """The first channel of d (n, C, ...) that is not 0 throughout, of each image; C where there is none: (n,)."""
-    active = (d != 0).flatten(2).any(2) if d.ndim > 2 else d != 0
-    return torch.where(active.any(1), active.byte().argmax(1), d.shape[1])
+def _first_active(active: torch.Tensor) -> torch.Tensor:
+    """The first channel that is active (C, n) on each image; C where none is: (n,)."""
+    channels, n = active.shape
+    first = torch.full((n,), channels, device=active.device)
+    images = torch.arange(n, device=active.device)
+    for start, some in zip((0, FEW), active.split([min(FEW, channels), max(channels - FEW, 0)]), strict=True):
+        if len(some) and len(images):
+            found, at = some[:, images].byte().max(0)
+            first[images[found > 0]] = start + at[found > 0]
+            images = images[found == 0]
+    return first
 
 
 class Sorted(NamedTuple):

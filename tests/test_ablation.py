@@ -300,3 +300,12 @@ def test_bad_input_names_the_argument(analysis, words):
 def test_bad_options_name_the_argument(words, options):
     with pytest.raises(ValueError, match=f"^{words}: expected"):
         ablation.cumulative(MODEL, X, Y, **options)
+
+
+@pytest.mark.parametrize("channels", [1, ablation.FEW, ablation.FEW + 1, 50])
+def test_the_first_active_channel_is_found_among_few_and_many(channels):
+    active = torch.rand(channels, 300, generator=torch.Generator().manual_seed(0)) < 0.1
+    active[:, :20] = False
+    active[:-1, 20:40], active[-1, 20:40] = False, True
+    expected = [next((c for c in range(channels) if active[c, i]), channels) for i in range(300)]
+    assert ablation._first_active(active).tolist() == expected
