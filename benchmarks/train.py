@@ -1,6 +1,7 @@
 """Training side by side with the loops that are usual elsewhere."""
 
 import contextlib
+import functools
 import struct
 import tempfile
 import time
@@ -107,16 +108,10 @@ def convnet_share(device, batch_size, steps=20):
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(run.model(run.x[:batch_size]), run.y[:batch_size]).backward()
     a = torch.randn([8192 if device == "cuda" else 256] * 2, device=device, dtype=torch.bfloat16)
-    with mock.patch.object(training, "fastest", _compiled):
+    compiled = functools.partial(fastest, suppress_errors=False)  # or its time would be that of no compiler
+    with mock.patch.object(training, "fastest", compiled):
         taken, product = _each(run.advance, device, 5) / steps, _each(lambda: a @ a, device, 200)
     return counter.get_total_flops() / taken / (2 * len(a) ** 3 / product), batch_size / taken
-
-
-@contextlib.contextmanager
-def _compiled():
-    """`fastest`, but where nothing can be compiled it fails: else its time would be that of no compiler."""
-    with fastest(), torch._dynamo.config.patch(suppress_errors=False):
-        yield
 
 
 def _each(function, device, times):

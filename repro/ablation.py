@@ -144,7 +144,7 @@ def _active_pairs(d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     """Pairs of a unit and an image where d (n, C, ...) is not 0, unit by unit: units (pairs,), images (pairs,), their d
     (pairs, 1, ...), and how many pairs each unit has."""
     d = d.transpose(0, 1).contiguous()  # (C, n, ...)
-    active = (d != 0).reshape(*d.shape[:2], -1).any(2)  # (C, n)
+    active = _active(d)
     pairs = torch.from_numpy(np.flatnonzero(active.cpu())).to(d.device)  # torch's nonzero takes ten times as long
     counts = active.sum(1)
     units = torch.repeat_interleave(counts)
@@ -347,14 +347,13 @@ def _in_chain(links: Sequence[Link], curves: Sequence[Sorted], cut: Cut, bar, x,
     """
     d = links[0].terms(cut.start(x[block], [links[0].layer]).h[links[0].layer])  # (n, C, ...)
     d_by_unit, z_by_output = (t.transpose(0, 1).contiguous() for t in (d, links[0].sum(d)))  # (C, n, ...), (O, n, ...)
-    active = (d_by_unit != 0).reshape(*d_by_unit.shape[:2], -1).any(2)  # (C, n)
+    active = _active(d_by_unit)
     found = []
     for channels, present, (first, *rest) in curves:
         own, z = (t[kept].transpose(0, 1) for t, kept in zip((d_by_unit, z_by_output), channels, strict=False))
         before = summed = d.shape[1]  # units present at the point before, and when z was last summed
-        alive_from = _first_active(
-            active[channels[0]]
-        )  # with so many units present, or fewer, an image has none that is active
+        # With so many units present, or fewer, an image has none that is active.
+        alive_from = _first_active(active, channels[0])
         last = int(alive_from.max())
         for units, outputs, *above in present:
             if units <= summed / 4:  # sum anew, lest rounding errors outgrow what is left
@@ -372,14 +371,18 @@ def _in_chain(links: Sequence[Link], curves: Sequence[Sorted], cut: Cut, bar, x,
     return torch.stack(found).cpu()
 
 
-def _first_active(active: torch.Tensor) -> torch.Tensor:
-    """The first channel that is active (C, n) on each image; C where none is: (n,)."""
-    channels, n = active.shape
-    first = torch.full((n,), channels, device=active.device)
-    images = torch.arange(n, device=active.device)
-    for start, some in zip((0, FEW), active.split([min(FEW, channels), max(channels - FEW, 0)]), strict=True):
-        if len(some) and len(images):
-            found, at = some[:, images].byte().max(0)
+def _active(d: torch.Tensor) -> torch.Tensor:
+    """Where d (C, n, ...) holds anything but zeros: (C, n)."""
+    return (d != 0).reshape(*d.shape[:2], -1).any(2)
+
+
+def _first_active(active: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """The place in an order of channels of the first that is active (C, n) on each image; C where none is: (n,)."""
+    first = torch.full((active.shape[1],), len(order), device=active.device)
+    images = torch.arange(active.shape[1], device=active.device)
+    for start, channels in ((0, order[:FEW]), (FEW, order[FEW:])):
+        if len(channels) and len(images):
+            found, at = active[channels][:, images].byte().max(0)
             first[images[found > 0]] = start + at[found > 0]
             images = images[found == 0]
     return first

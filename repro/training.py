@@ -323,14 +323,14 @@ def one_thread():
 
 
 @contextlib.contextmanager
-def fastest():
+def fastest(suppress_errors: bool = True):
     """A GPU convolves in the way that it finds fastest for each shape, in whole products where not in bfloat16; what cannot be
-    compiled, for want of Triton or of a compiler, runs as it is, with a warning."""
+    compiled, for want of Triton or of a compiler, runs as it is, with a warning, or raises if errors are not suppressed."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
         # One process trains networks of many shapes; torch stops compiling after the eighth.
-        with full_precision(), torch._dynamo.config.patch(suppress_errors=True, recompile_limit=64):
+        with full_precision(), torch._dynamo.config.patch(suppress_errors=suppress_errors, recompile_limit=64):
             yield
     finally:
         torch.backends.cudnn.benchmark = before

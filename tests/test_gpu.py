@@ -1,7 +1,7 @@
 """Without a GPU: what is measured and trained on a pretended one is what comes out on the CPU, to the last bit. With one: what
 is trained there, compiled, is what the CPU trains, but for rounding."""
 
-import contextlib
+import functools
 import inspect
 from dataclasses import replace
 
@@ -137,7 +137,7 @@ def test_experiment(monkeypatch, tmp_path):
 def test_training_on_a_gpu(kind, precision, monkeypatch):
     """Training moves a logit by about 5e-3; rounding by 5e-5, that of bfloat16 by up to 2e-3."""
     monkeypatch.setattr(training, "COMPILED", 0)
-    monkeypatch.setattr(training, "fastest", _compiled_or_not_at_all)
+    monkeypatch.setattr(training, "fastest", functools.partial(fastest, suppress_errors=False))
     torch._dynamo.reset()
     counters.clear()
     lr = 1e-3 if kind == "adam" else 1e-2
@@ -151,12 +151,6 @@ def test_training_on_a_gpu(kind, precision, monkeypatch):
         logits = _trained(found).network()(x)
         torch.testing.assert_close(logits, expected, atol=3e-4 if precision == "float32" else 3e-3, rtol=0)
     assert (counters["stats"]["unique_graphs"] > 0) == (not recipe.alpha)
-
-
-@contextlib.contextmanager
-def _compiled_or_not_at_all():
-    with fastest(), torch._dynamo.config.patch(suppress_errors=False):
-        yield
 
 
 def _trained(run):
